@@ -1,0 +1,71 @@
+"""What the model and the run machine know of a tool: its name, its schema, how long it takes, what it does to the world.
+
+How a tool is run is the adapters' business; here it is only described.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Protocol
+
+import msgspec
+
+
+class Effect(enum.StrEnum):
+    """What running a tool does to the world. Undeclared tools count as effectful."""
+
+    READ_ONLY = "read_only"
+    IDEMPOTENT = "idempotent"
+    EFFECTFUL = "effectful"
+
+
+class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool, described.
+
+    `parameters` is the JSON schema of its arguments (an object schema; the order of `properties` is the order of
+    positional arguments). `estimate_ms` is the expected running time in milliseconds, told to the model so that it can
+    write the longest call first (paper, section 4). `timeout_s` and `concurrency` (calls at once) override the
+    executor's defaults; `cache_s` allows results to be reused for that many seconds.
+    """
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "object", "properties": {}})
+    estimate_ms: float | None = None
+    effect: Effect = Effect.EFFECTFUL
+    timeout_s: float | None = None
+    concurrency: int | None = None
+    cache_s: float | None = None
+
+
+class Invocation(msgspec.Struct, frozen=True):
+    """A call body, read but not yet checked: `f(1, x=2)` is `Invocation("f", (1,), {"x": 2})`."""
+
+    name: str
+    positional: tuple[Any, ...] = ()
+    named: dict[str, Any] = {}
+
+
+class CallError(Exception):
+    """What is wrong with a call, in words that the model can act on.
+
+    `type` is one of: `syntax_error`, `not_closed`, `invalid_id`, `duplicate_id`, `too_many_calls`, `unknown_tool`,
+    `invalid_arguments` (the call was not run); `tool_error`, `timeout`, `unserializable_result`, `cancelled` (it was).
+    """
+
+    def __init__(self, type: str, message: str) -> None:
+        super().__init__(message)
+        self.type = type
+        self.message = message
+
+
+class Catalog(Protocol):
+    """The tools of a run, as the run machine sees them."""
+
+    def specs(self) -> list[ToolSpec]:
+        """Every tool, in the order in which the prompt lists them."""
+        ...
+
+    def check(self, invocation: Invocation) -> tuple[ToolSpec, dict[str, Any]]:
+        """Find the tool, bind the arguments to its parameters and validate them. Raises `CallError`."""
+        ...
