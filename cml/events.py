@@ -1,7 +1,7 @@
 """What the parser finds in a model's text: blocks, and the text between them.
 
-`end` is the offset in the stream's raw text (characters) right after the event's last character, so that a stream can be
-cut exactly behind any event.
+`end` is the offset in the stream's raw text (characters) right after the event's last character, so that a stream can
+be cut exactly behind any event.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Thinking(msgspec.Struct, frozen=True, gc=False, tag=True):
 class Call(msgspec.Struct, frozen=True, gc=False, tag=True):
     """`[CALL] id [HEAD] body [END]`.
 
-    `id` is None for a call without a head, and whatever stood there otherwise (not checked here). `problem` says why the
-    block is malformed (it was not closed), None where it is fine.
+    `id` is None for a call without a head, and whatever stood there otherwise (not checked here). `problem` says why
+    the block is malformed (it was not closed), None where it is fine.
     """
 
     id: str | None

@@ -35,7 +35,7 @@ VERSION = 1
 
 
 class Entry(msgspec.Struct, omit_defaults=True):
-    """One thing that happened at `t` seconds into the run. `stream` and `call` are numbers, counted from 0 in the run."""
+    """One thing that happened `t` seconds into the run. `stream` and `call` are numbers, counted from 0 in the run."""
 
     t: float
     kind: str

@@ -35,5 +35,5 @@ def unescape(text: str) -> str:
 
 
 def escape_json(json: str) -> str:
-    """Escape control tokens in a JSON document. They can only stand inside its strings, so any JSON decoder undoes it."""
+    """Escape control tokens in a JSON document, where they can only stand in strings: any JSON decoder undoes it."""
     return _TOKEN_START.sub("\\\\u005b", json)

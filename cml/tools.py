@@ -1,4 +1,4 @@
-"""What the model and the run machine know of a tool: its name, its schema, how long it takes, what it does to the world.
+"""What the model and the run machine know of a tool: name, schema, how long it takes, what it does to the world.
 
 How a tool is run is the adapters' business; here it is only described.
 """

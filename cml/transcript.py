@@ -37,8 +37,6 @@ def as_turns(segments: Sequence[Segment]) -> list[dict[str, str]]:
 
 
 def as_prefill(segments: Sequence[Segment]) -> str:
-    """Render for *prefill*: one assistant text to be continued, with no white space at its end (Anthropic refuses that)."""
-    parts: list[str] = []
-    for segment in segments:
-        parts.append(segment.text if segment.author == "model" else f"\n{segment.text}\n")
+    """Render for *prefill*: one assistant text to be continued. No white space at its end (Anthropic refuses that)."""
+    parts = [segment.text if segment.author == "model" else f"\n{segment.text}\n" for segment in segments]
     return "".join(parts).rstrip()

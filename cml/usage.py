@@ -6,7 +6,7 @@ import msgspec
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Tokens of one upstream request (or of several, added up). `estimated`: some part was not reported, but reckoned."""
+    """Tokens of one upstream request (or of several, added up). `estimated`: a part was reckoned, not reported."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
