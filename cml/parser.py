@@ -72,6 +72,26 @@ class Parser:
         """No interrupt may land here: a block or thinking is open, or may just be beginning (paper, section 3)."""
         return bool(self._held) or self._mode not in (_TEXT, _START, _CUT)
 
+    @property
+    def held(self) -> str:
+        """What was seen but is undecided: a possible prefix of a control token (in a block, a quote or backslash
+        too).
+        """
+        return self._held
+
+    @property
+    def closing(self) -> str:
+        """What would have to follow to close the block or thinking that is open; "" where none is."""
+        held = self._held
+        if self._mode is _THINK:
+            return _THINK_CLOSE[len(held) :]
+        if self._mode not in _SIX:
+            return ""
+        if held and END.startswith(held):
+            return END[len(held) :]
+        literal = self._literal or (held if len(held) == 1 and held in "'\"" else "")
+        return f"\\{literal} {END}" if held == "\\" else f"{literal} {END}"
+
     def feed(self, text: str) -> list[Event]:
         """Take the next piece of text and return what it completes."""
         if self._mode is _TEXT and not self._held and "[" not in text:
@@ -88,15 +108,12 @@ class Parser:
         return events
 
     def finish(self) -> list[Event]:
-        """The text has ended: return what that completes. The parser is done afterwards.
-
-        A held `[TRAP` counts as a trap: that is what a stop sequence (`STOP`) leaves of one.
-        """
+        """The text has ended: return what that completes. The parser is done afterwards."""
         held, self._held = self._held, ""
         events: list[Event] = []
         mode = self._mode
         if mode in (_TEXT, _START) and held:
-            events.append(Trap((), self._end) if held == TRAP[:-1] else Text(held, self._end))
+            events.append(Text(held, self._end))
         elif mode is _THINK and held:
             events.append(Thinking(held, self._end))
         elif mode in _SIX:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from .tokens import CALL, END, HEAD, INTR, TRAP, escape_json
 
 # A stop sequence that ends a stream at a trap and leaves proof of it: APIs return the text before the match, so what
-# remains is `[TRAP`, which `Parser.finish` reads as a trap. After a bare "[TRAP]" as stop sequence nobody could tell a
+# remains is `[TRAP`, which the run machine completes. After a bare "[TRAP]" as stop sequence nobody could tell a
 # trap from an answer that just ended.
 STOP: Final = "][END]"
 

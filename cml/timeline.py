@@ -5,7 +5,8 @@ measures. Times are seconds since the request arrived. The kinds, and what stand
 
 | kind | stream | call | data |
 |---|---|---|---|
-| `opened` | yes | | `resume` (0 for the first stream), `interrupts` (how many it carries) |
+| `opened` | yes | | `resume` (0 for the first stream) |
+| `accepted` | yes | | the upstream answered (response headers) |
 | `first_token` | yes | | |
 | `text` | yes | | `text` (as the client got it) |
 | `thinking` | yes | | `text` |
@@ -15,7 +16,7 @@ measures. Times are seconds since the request arrived. The kinds, and what stand
 | `result` | | yes | `ok`, `value` (JSON text), `ms` (running time) |
 | `cancelled` | | yes | |
 | `interrupt` | yes | | `ids`, `text`: given to the model |
-| `trap` | yes | | `names`, `implicit` (the stream just ended, with calls pending) |
+| `trap` | yes | | `names`; `implicit` (the stream just ended, with calls pending) or `empty` (nothing was) |
 | `forged` | yes | | the model wrote an `[INTR]` of its own and was cut off |
 | `closed` | yes | | `reason`: `stop`, `length`, ... as upstream said it, or `cut` |
 | `usage` | yes | | `prompt_tokens`, `completion_tokens`, ... |

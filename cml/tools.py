@@ -69,3 +69,10 @@ class Catalog(Protocol):
     def check(self, invocation: Invocation) -> tuple[ToolSpec, dict[str, Any]]:
         """Find the tool, bind the arguments to its parameters and validate them. Raises `CallError`."""
         ...
+
+
+def error_value(error: CallError) -> str:
+    """What the model reads in place of a result: `{"error": {"type": ..., "message": ...}}`, compact JSON text."""
+    # A message may quote anything, even text that has no UTF-8 form.
+    message = error.message.encode(errors="replace").decode()
+    return msgspec.json.encode({"error": {"type": error.type, "message": message}}).decode()

@@ -22,3 +22,38 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
             self.reasoning_tokens + other.reasoning_tokens,
             self.estimated or other.estimated,
         )
+
+
+class Meter:
+    """Adds up what the streams of one run cost; estimates those whose own count was lost (they were cut)."""
+
+    def __init__(self, prompt_chars: int) -> None:
+        self._prompt_chars = prompt_chars
+        self._pieces: dict[int, int] = {}  # text deltas by stream: about a token each
+        self._chars: dict[int, int] = {}  # characters of each stream's prompt
+        self._reported: dict[int, Usage] = {}
+
+    def opened(self, stream: int, transcript_chars: int) -> None:
+        """A stream was opened on a transcript of that many characters."""
+        self._chars[stream] = self._prompt_chars + transcript_chars
+        self._pieces[stream] = 0
+
+    def wrote(self, stream: int) -> None:
+        """A stream yielded a piece of text."""
+        self._pieces[stream] += 1
+
+    def report(self, stream: int, usage: Usage) -> None:
+        """The upstream counted. The last report of a stream is the one that counts."""
+        self._reported[stream] = usage
+
+    def total(self) -> Usage:
+        """The sum over all streams."""
+        known = [stream for stream in self._chars if stream in self._reported]
+        tokens = sum(self._reported[stream].prompt_tokens for stream in known)
+        chars = sum(self._chars[stream] for stream in known)
+        ratio = tokens / chars if tokens and chars else 0.25  # about 4 characters a token, until a stream says better
+        total = Usage()
+        for stream, length in self._chars.items():
+            usage = self._reported.get(stream)
+            total += usage or Usage(round(length * ratio), self._pieces[stream], estimated=True)
+        return total

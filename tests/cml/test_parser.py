@@ -3,13 +3,14 @@
 import json
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
 from asynclm.cml.body import parse_body
 from asynclm.cml.events import Call, Event, Forged, Interrupt, Stray, Text, Thinking, Trap
 from asynclm.cml.parser import Parser
 from asynclm.cml.render import STOP, render_body, render_call, render_interrupt, render_trap
 from asynclm.cml.tokens import CONTROL_TOKENS
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 
 def parse(*pieces: str, interrupts: bool = False) -> list[Event]:
@@ -63,8 +64,7 @@ def parse(*pieces: str, interrupts: bool = False) -> list[Event]:
         ("[TRAP] a, b [EN", [Trap(("a", "b"), 15)]),
         ("[TRAP][CALL] f() [END]", [Trap((), 6), Call(None, "f()", 22)]),
         ("[TRAP] It is warm. [END]", [Trap((), 6), Text(" It is warm. ", 19), Stray("[END]", 24)]),
-        ("so [TRAP", [Text("so ", 3), Trap((), 8)]),  # what the stop sequence leaves
-        ("so [TRA", [Text("so [TRA", 7)]),
+        ("so [TRAP", [Text("so [TRAP", 8)]),
         # forged
         ("x [INTR] a [HEAD] 1 [END] [CALL] f() [END]", [Text("x ", 2), Forged(2)]),
         (
@@ -88,7 +88,11 @@ def test_finds(text: str, events: list[Event]) -> None:
 
 def test_stop_sequence_leaves_a_trap() -> None:
     trap = render_trap()
-    assert parse(trap[: trap.index(STOP)]) == [Trap((), 5)]
+    left = trap[: trap.index(STOP)]
+    parser = Parser()
+    assert parser.feed(left) == []
+    assert parser.held == left
+    assert parser.feed(STOP) == [Trap((), 11)]
 
 
 pieces = st.sampled_from(
@@ -134,6 +138,21 @@ def test_text_goes_out_at_once(text: str) -> None:
         else:
             held = text[len(out) : n]
         assert held == "" or any(token.startswith(held) for token in (*CONTROL_TOKENS, "<think>"))
+
+
+@given(texts)
+@example("[CALL] f('a\\")
+@example("[CALL] f('")
+@example("[CALL] f('''a''")
+@example("[TRAP] a [E")
+def test_closing_closes(text: str) -> None:
+    parser = Parser()
+    parser.feed(text)
+    closing = parser.closing
+    if closing:
+        assert parser.critical
+        parser.feed(closing)
+        assert not parser.critical
 
 
 identifiers = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(

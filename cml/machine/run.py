@@ -1,0 +1,489 @@
+"""The run machine: one client request, from the first stream to the last.
+
+Theory of operation. The machine takes events (`events.py`) and returns actions (`actions.py`); it never awaits, never
+reads a clock and knows no HTTP. At any moment the model either *writes* (a stream is open), or it *waits* (it
+trapped, its stream ended with calls outstanding, or the policy stopped it). What is to be told to the model lies in a
+queue. After each event that could matter the policy is asked for its move (`policies.py`), and the machine carries it
+out:
+
+- *start*: calls that were written begin to run;
+- *stop*: the stream is cut right behind the last block, and the model waits;
+- *deliver*: all of the queue goes in, as one piece. Into the live sequence where the model takes injection; otherwise
+  the stream is cut, the transcript grows by what was written and by the interrupts, and a new stream opens on it.
+
+Two rules hold whatever the policy says. Nothing is delivered in a critical section, that is inside a block or
+thinking, or where one may just be beginning (paper, section 3). And a run never waits for nothing: a model that traps
+with nothing pending may go on, a bounded number of times; a stream that ends with nothing pending is the end of the
+run.
+
+A cut loses no text and duplicates none: a stream's text enters the transcript up to an offset that the parser gave,
+and the rest of what had arrived is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from .. import events as cml
+from ..parser import Parser
+from ..render import STOP, render_interrupt
+from ..tokens import TRAP
+from ..tools import CallError, Catalog, error_value
+from ..transcript import Segment
+from ..usage import Meter
+from .actions import (
+    Action,
+    CancelCall,
+    CloseStream,
+    EmitReasoning,
+    EmitText,
+    Execute,
+    Finish,
+    Inject,
+    Note,
+    OpenStream,
+    PauseStream,
+)
+from .calls import RUNTIME, Call, Ledger
+from .events import (
+    Abandoned,
+    CallDispatched,
+    Event,
+    OutsideInterrupt,
+    ReasoningArrived,
+    ResultArrived,
+    RunError,
+    StreamEnded,
+    StreamFailed,
+    StreamOpened,
+    TextArrived,
+    UsageReported,
+)
+from .policies import Move, Policy, View
+from .visible import Visible
+
+_NOTHING_PENDING: Final = '{"note":"no call is pending: go on, or give your answer"}'
+_FORGERY: Final = (
+    '{"error":{"type":"forged_interrupt","message":"only the runtime writes interrupts; yours was removed"}}'
+)
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on one run. What they end, they end with `finish_reason` "length" (the slips: with "stop")."""
+
+    max_resumes: int = 64
+    max_calls: int = 128
+    max_empty_traps: int = 3
+    max_forgeries: int = 3
+    max_output_chars: int = 4_000_000
+
+
+class _Stream:
+    """The stream that is open, and its text that is not in the transcript yet."""
+
+    __slots__ = ("base", "begun", "ended", "idle", "number", "parser", "raw", "reasoning")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.parser = Parser()
+        self.raw: list[str] = []
+        self.base = 0  # offset of raw's beginning in the stream's text
+        self.begun = False  # its first token has come
+        self.ended = False  # the model has stopped: nothing is left to close
+        self.reasoning = False  # reasons apart from its text, and has written none since
+        self.idle = False  # has trapped with nothing pending, and done nothing since
+
+
+class _Interrupt(msgspec.Struct, frozen=True):
+    """One thing to tell the model. What is `urgent` (a person speaks) waits for no policy."""
+
+    id: str
+    value: str
+    urgent: bool = False
+
+
+class Run:
+    """The state of one run.
+
+    `inject` says whether the model takes injection; `stop` and `max_tokens` bound the visible answer; `prompt_chars`
+    is the length of the client's prompt, used to estimate the usage of streams whose own count is lost.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        policy: Policy,
+        *,
+        inject: bool = False,
+        limits: Limits | None = None,
+        stop: tuple[str, ...] = (),
+        max_tokens: int | None = None,
+        prompt_chars: int = 0,
+    ) -> None:
+        self.finished = False
+        self.transcript: list[Segment] = []
+        self._policy = policy
+        self._inject = inject
+        self._limits = limits or Limits()
+        self._calls = Ledger(catalog, self._limits.max_calls)
+        self._visible = Visible(stop, max_tokens)
+        self._meter = Meter(prompt_chars)
+        self._queue: list[_Interrupt] = []
+        self._stream: _Stream | None = None
+        self._streams = 0
+        self._waiting = False
+        self._named: frozenset[str] = frozenset()  # the calls that a trap waits for
+        self._empty_traps = 0
+        self._forgeries = 0
+        self._chars = 0
+        self._actions: list[Action] = []
+        self._handlers: dict[type, Callable[..., None]] = {
+            StreamOpened: self._on_opened,
+            ReasoningArrived: self._on_reasoning,
+            StreamEnded: self._on_ended,
+            StreamFailed: self._on_failed,
+            UsageReported: self._on_usage,
+            CallDispatched: self._on_dispatched,
+            ResultArrived: self._on_result,
+            OutsideInterrupt: self._on_outside,
+            Abandoned: self._on_abandoned,
+        }
+
+    def start(self) -> list[Action]:
+        """Begin: the actions that open the first stream."""
+        self._open()
+        return self._taken()
+
+    def handle(self, event: Event) -> list[Action]:
+        """Take one event; return what is to be done. After `Finish` every event is ignored, late results included."""
+        if self.finished:
+            return []
+        if type(event) is TextArrived:
+            self._on_text(event)
+        else:
+            self._handlers[type(event)](event)
+        return self._taken()
+
+    def _taken(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+    # ------------------------------------------------------------------ what streams do
+
+    def _on_opened(self, event: StreamOpened) -> None:
+        self._do(Note("accepted", stream=event.stream))
+
+    def _begin(self, stream: _Stream) -> None:
+        stream.begun = True
+        self._do(Note("first_token", stream=stream.number))
+
+    def _on_text(self, event: TextArrived) -> None:
+        stream = self._stream
+        if stream is None or stream.number != event.stream:
+            return  # it was closed; this was on its way
+        if not stream.begun:
+            self._begin(stream)
+        text = event.text
+        self._meter.wrote(stream.number)
+        self._chars += len(text)
+        stream.raw.append(text)
+        stream.reasoning = False
+        for found in stream.parser.feed(text):
+            if type(found) is cml.Text:
+                self._show(found.text, stream)
+            else:
+                self._found(found, stream)
+            if self._stream is not stream or self.finished:
+                return
+        if self._chars > self._limits.max_output_chars:
+            self._end("length")
+        elif self._queue:
+            self._advance()
+
+    def _on_reasoning(self, event: ReasoningArrived) -> None:
+        stream = self._stream
+        if stream is not None and stream.number == event.stream:
+            if not stream.begun:
+                self._begin(stream)
+            stream.reasoning = True
+            self._meter.wrote(event.stream)
+            self._do(EmitReasoning(event.text, event.field))
+
+    def _on_ended(self, event: StreamEnded) -> None:
+        stream = self._stream
+        self._do(Note("closed", stream=event.stream, data={"reason": event.reason}))
+        if stream is None or stream.number != event.stream:
+            return
+        stream.ended = True
+        stream.reasoning = False
+        found = []
+        if stream.parser.held == TRAP[:-1]:  # what our stop sequence leaves of a trap: put back what it took
+            stream.raw.append(STOP)
+            found = stream.parser.feed(STOP)
+        else:  # a block left open is closed, so that what follows in the transcript does not stand in it
+            stream.raw.append(stream.parser.closing)
+        for each in [*found, *stream.parser.finish()]:
+            self._found(each, stream)
+            if self._stream is not stream or self.finished:
+                return
+        self._keep(stream, None)
+        self._stream = None
+        if self._waiting:
+            self._advance()
+        elif self._pending():
+            self._wait(stream.number, (), implicit=True)
+        elif stream.idle:
+            self._go_on(RUNTIME, _NOTHING_PENDING)
+        else:
+            self._end(event.reason)
+
+    def _on_failed(self, event: StreamFailed) -> None:
+        if self._stream is not None and self._stream.number == event.stream:
+            self._stream = None
+            self._fail(event.error)
+
+    def _on_usage(self, event: UsageReported) -> None:
+        self._meter.report(event.stream, event.usage)
+        self._do(Note("usage", stream=event.stream, data=msgspec.to_builtins(event.usage)))
+
+    # ------------------------------------------------------------------ what stands in their text
+
+    def _show(self, text: str, stream: _Stream) -> None:
+        if stream.idle and not text.isspace():
+            stream.idle = False
+        shown = self._visible.text(text)
+        if shown:
+            self._actions.append(EmitText(shown))
+        if self._visible.finished is not None:
+            self._end(self._visible.finished)
+
+    def _found(self, found: cml.Event, stream: _Stream) -> None:
+        """Act on one thing the parser found. It may end or replace the stream: look before going on with the next."""
+        if isinstance(found, cml.Text | cml.Thinking):
+            self._show(found.text, stream)
+            return
+        self._visible.block()
+        match found:
+            case cml.Call():
+                self._on_call(found, stream)
+            case cml.Trap():
+                self._on_trap(found, stream)
+            case cml.Forged():
+                self._on_forged(found, stream)
+            case _:
+                pass  # a stray token: not shown, not answered
+
+    def _on_call(self, block: cml.Call, stream: _Stream) -> None:
+        stream.idle = False
+        number = self._calls.number()
+        try:
+            call = self._calls.accept(number, block)
+        except CallError as error:
+            data = {"id": block.id, "error": error.type, "message": error.message}
+            self._do(Note("rejected", stream=stream.number, call=number, data=data))
+            known = block.id is not None and error.type != "invalid_id"
+            self._queue.append(_Interrupt(block.id if known and block.id else RUNTIME, error_value(error)))
+        else:
+            written = {"id": call.id, "tool": call.spec.name, "arguments": call.arguments}
+            self._do(Note("call", stream=stream.number, call=number, data=written))
+            if call.id is None:
+                self._execute(call)
+        self._advance(behind=block.end)
+
+    def _on_trap(self, trap: cml.Trap, stream: _Stream) -> None:
+        awaited = [name for name in trap.names if self._calls.outstanding(name)]
+        if self._queue or awaited or (self._pending() and not trap.names):
+            self._halt(stream, trap.end)
+            self._wait(stream.number, tuple(awaited), names=trap.names)
+            return
+        self._do(Note("trap", stream=stream.number, data={"names": list(trap.names), "empty": True}))
+        self._empty_traps += 1
+        stream.idle = True
+        if self._empty_traps > self._limits.max_empty_traps:
+            self._end("stop")
+        elif self._injectable(stream):
+            self._go_on(RUNTIME, _NOTHING_PENDING)
+
+    def _on_forged(self, forged: cml.Forged, stream: _Stream) -> None:
+        self._do(Note("forged", stream=stream.number))
+        self._forgeries += 1
+        self._cut(stream, forged.end)
+        if self._pending():
+            self._wait(stream.number, (), implicit=True)
+        elif self._forgeries > self._limits.max_forgeries:
+            self._end("stop")
+        else:
+            self._go_on(RUNTIME, _FORGERY)
+
+    # ------------------------------------------------------------------ what else happens
+
+    def _on_dispatched(self, event: CallDispatched) -> None:
+        self._do(Note("dispatched", call=event.call))
+
+    def _on_result(self, event: ResultArrived) -> None:
+        call = self._calls.returned(event.call)
+        if call is None:
+            return
+        self._do(Note("result", call=event.call, data={"ok": event.ok, "value": event.value, "ms": round(event.ms, 3)}))
+        if call.id is not None:
+            self._queue.append(_Interrupt(call.id, event.value))
+            self._advance()
+
+    def _on_outside(self, event: OutsideInterrupt) -> None:
+        self._do(Note("outside", data={"source": event.source, "text": event.text}))
+        value = msgspec.json.encode(event.text).decode()
+        self._queue.append(_Interrupt(event.source, value, urgent=True))
+        self._advance()
+
+    def _on_abandoned(self, event: Abandoned) -> None:
+        self._fail(event.error)
+
+    # ------------------------------------------------------------------ moves
+
+    def _advance(self, behind: int | None = None) -> None:
+        """Ask the policy for its move and carry it out. `behind`: the offset of a block that was just completed."""
+        move = self._move()
+        if move.stop and self._stream is not None and not self._waiting:
+            self._halt(self._stream, behind)
+            self._waiting = True
+            self._visible.turn()
+            move = self._move()
+        if move.start:
+            for call in list(self._calls.unstarted):
+                self._execute(call)
+        if not self._queue:
+            return
+        urgent = any(interrupt.urgent for interrupt in self._queue)
+        if (move.deliver or urgent) and (self._waiting or not self._critical(behind)):
+            self._deliver(behind)
+
+    def _move(self) -> Move:
+        calls = self._calls
+        return self._policy(
+            View(
+                waiting=self._waiting,
+                unstarted=len(calls.unstarted),
+                running=calls.running,
+                queued=len(self._queue),
+                named=bool(self._named),
+                satisfied=not any(map(calls.outstanding, self._named)),
+                injectable=self._inject,
+            )
+        )
+
+    def _critical(self, behind: int | None) -> bool:
+        stream = self._stream
+        if stream is None:
+            return False
+        # Right behind a block nothing is open, whatever the parser has already seen of the text that follows it.
+        return stream.reasoning or ((behind is None or self._inject) and stream.parser.critical)
+
+    def _pending(self) -> bool:
+        return bool(self._queue or self._calls.running or self._calls.unstarted)
+
+    def _wait(
+        self, stream: int, awaited: tuple[str, ...], names: tuple[str, ...] = (), *, implicit: bool = False
+    ) -> None:
+        self._do(Note("trap", stream=stream, data={"names": list(names), "implicit": implicit}))
+        self._waiting = True
+        self._named = frozenset(awaited)
+        self._visible.turn()
+        self._advance()
+
+    def _injectable(self, stream: _Stream) -> bool:
+        return self._inject and not stream.ended
+
+    def _halt(self, stream: _Stream, end: int | None) -> None:
+        """Let the model write no further than `end`: pause it where it can be, cut it otherwise."""
+        if self._injectable(stream):
+            self._do(PauseStream(stream.number))
+        else:
+            self._cut(stream, end)
+
+    def _cut(self, stream: _Stream, end: int | None) -> None:
+        self._keep(stream, end)
+        self._stream = None
+        if not stream.ended:
+            self._do(CloseStream(stream.number))
+            self._do(Note("closed", stream=stream.number, data={"reason": "cut"}))
+
+    def _keep(self, stream: _Stream, end: int | None) -> None:
+        """Move the stream's text into the transcript: all of it, or up to the offset `end` if the model still writes."""
+        text = "".join(stream.raw)
+        if end is not None and not stream.ended:
+            text = text[: end - stream.base]
+        stream.base += len(text)
+        stream.raw.clear()
+        if text:
+            self.transcript.append(Segment("model", text))
+
+    def _go_on(self, id: str, value: str) -> None:
+        """Tell the model something of the runtime's own, at once."""
+        self._queue.append(_Interrupt(id, value))
+        self._deliver(None)
+
+    def _deliver(self, behind: int | None) -> None:
+        queue, self._queue = self._queue, []
+        text = "\n".join(render_interrupt(interrupt.id, interrupt.value) for interrupt in queue)
+        note = {"ids": [interrupt.id for interrupt in queue], "text": text}
+        self._waiting = False
+        self._named = frozenset()
+        stream = self._stream
+        if stream is not None and self._injectable(stream):
+            self._keep(stream, None)
+            stream.idle = False
+            self.transcript.append(Segment("runtime", text))
+            self._do(Inject(stream.number, text))
+            self._do(Note("interrupt", stream=stream.number, data=note))
+            return
+        if stream is not None:
+            self._cut(stream, behind)
+        self.transcript.append(Segment("runtime", text))
+        if self._streams > self._limits.max_resumes:
+            self._end("length")
+            return
+        self._do(Note("interrupt", stream=self._streams, data=note))
+        self._open()
+
+    def _open(self) -> None:
+        number = self._streams
+        self._streams += 1
+        self._stream = _Stream(number)
+        transcript = tuple(self.transcript)
+        self._meter.opened(number, sum(len(segment.text) for segment in transcript))
+        self._do(Note("opened", stream=number, data={"resume": number}))
+        self._do(OpenStream(number, transcript))
+
+    def _execute(self, call: Call) -> None:
+        self._calls.start(call)
+        self._do(Execute(call.number, call.spec, call.arguments, detached=call.id is None))
+
+    def _end(self, reason: str) -> None:
+        """The answer is complete (or as complete as it may get)."""
+        rest = self._visible.end()
+        if rest:
+            self._do(EmitText(rest))
+        self._finish(reason, None)
+
+    def _fail(self, error: RunError) -> None:
+        self._do(Note("error", data={"type": error.type, "message": error.message}))
+        self._finish("error", error)
+
+    def _finish(self, reason: str, error: RunError | None) -> None:
+        if self._stream is not None:
+            self._cut(self._stream, None)
+        for call in self._calls.live():
+            if call.id is None and error is None:
+                continue  # nobody waits for it: it may go on behind a finished answer
+            self._do(CancelCall(call.number))
+            self._do(Note("cancelled", call=call.number))
+        self.finished = True
+        usage = self._meter.total()
+        self._do(Note("finished", data={"reason": reason, "usage": msgspec.to_builtins(usage)}))
+        self._do(Finish(reason, usage, error))
+
+    def _do(self, action: Action) -> None:
+        self._actions.append(action)

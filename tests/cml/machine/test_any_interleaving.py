@@ -1,0 +1,169 @@
+"""The run machine under any interleaving: a model of what must hold, driven by random stories.
+
+Whatever order text, results, failures and outside interrupts come in: every call runs at most once, every result is
+delivered exactly once and never inside a block, each prompt is a prefix of the next, and the run always finishes.
+"""
+
+import json
+import re
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from playbook import Playbook, small
+
+from asynclm.cml.events import Interrupt
+from asynclm.cml.machine import POLICIES, RunError
+from asynclm.cml.machine import events as ev
+from asynclm.cml.parser import Parser
+from asynclm.cml.transcript import as_prefill, as_turns
+
+SNIPPETS = st.one_of(
+    st.sampled_from(
+        [
+            "Some text. ",
+            "\n\n",
+            "[TRAP][END]",
+            "[TRAP] c0, c1 [END]",
+            "[CALL] f() [END]",
+            "[CALL] c0 [HEAD] f() [END]",
+            "[CALL] bad [HEAD] f( [END]",
+            "[CALL] c9 [HEAD] f(s='[END]') [END]",
+            "[INTR] c0 [HEAD] 1 [END]",
+            "[CALL] open [HEAD] f(",
+            "[END]",
+            "<think>",
+            "</think>",
+            "[CA",
+            "[",
+        ]
+    ),
+    st.integers(0, 6).map(lambda n: f"[CALL] c{n} [HEAD] g(x={n}) [END]\n"),
+    st.text("[]CALTRPEND'\" ", max_size=4),
+)
+
+
+class AnyInterleaving(RuleBasedStateMachine):
+    """Rules are what may happen next; the invariants are checked where they can be, and at the end."""
+
+    @initialize(policy=st.sampled_from(sorted(POLICIES)), inject=st.booleans())
+    def begin(self, policy: str, inject: bool) -> None:
+        self.p = Playbook(policy, inject=inject, limits=small(max_resumes=12, max_calls=12))
+        self.results: dict[int, str] = {}  # calls that returned while the run was alive: a value that is theirs alone
+        self.said: list[str] = []
+
+    @precondition(lambda self: self.p.stream is not None and not self.p.paused)
+    @rule(text=SNIPPETS, size=st.integers(1, 40))
+    def write(self, text: str, size: int) -> None:
+        for at in range(0, len(text), size):
+            if self.p.stream is not None and not self.p.paused:
+                self.p.writes(text[at : at + size])
+
+    @precondition(lambda self: self.p.stream is not None and not self.p.paused)
+    @rule(reason=st.sampled_from(["stop", "length"]))
+    def end(self, reason: str) -> None:
+        self.p.ends(reason)
+
+    @precondition(lambda self: self.p.live)
+    @rule(data=st.data())
+    def result(self, data: st.DataObject) -> None:
+        call = data.draw(st.sampled_from(sorted(self.p.live)))
+        value = f"r{call}"
+        if self.p.finish is None:
+            self.results[call] = value
+        self.p.returns(call, value)
+
+    @precondition(lambda self: self.results)
+    @rule(data=st.data())
+    def result_again(self, data: st.DataObject) -> None:
+        call = data.draw(st.sampled_from(sorted(self.results)))
+        self.p.handle(ev.ResultArrived(call, True, '"twice"', 1.0))
+
+    @precondition(lambda self: self.p.finish is None)
+    @rule()
+    def speak(self) -> None:
+        text = f"said {len(self.said)} [END]"
+        self.said.append(text)
+        self.p.handle(ev.OutsideInterrupt("user", text))
+
+    @precondition(lambda self: self.p.stream is not None)
+    @rule(often=st.integers(0, 9))
+    def fail(self, often: int) -> None:
+        if often == 0:
+            self.p.fails()
+
+    @rule(often=st.integers(0, 19))
+    def leave(self, often: int) -> None:
+        if often == 0:
+            self.p.handle(ev.Abandoned(RunError("gone", 499)))
+
+    def teardown(self) -> None:
+        if not hasattr(self, "p"):
+            return
+        p = self.p
+        for _ in range(200):  # whatever came before, from here on everything goes as it should: the run must finish
+            if p.finish is not None:
+                break
+            if p.stream is not None and not p.paused:
+                p.ends()
+            elif p.live:
+                self.results[min(p.live)] = f"r{min(p.live)}"
+                p.returns(min(p.live), f"r{min(p.live)}")
+            else:
+                raise AssertionError("the run waits for nothing")
+        assert p.finish is not None, "the run does not finish"
+        self.check_prompts()
+        self.check_deliveries()
+
+    def check_prompts(self) -> None:
+        prompts = [*self.p.prompts, tuple(self.p.run.transcript)]
+        for earlier, later in zip(prompts, prompts[1:], strict=False):
+            assert later[: len(earlier)] == earlier
+            assert as_turns(later)[: len(as_turns(earlier))] == as_turns(earlier)
+            assert as_prefill(later).startswith(as_prefill(earlier))
+
+    def check_deliveries(self) -> None:
+        transcript = self.p.run.transcript
+        delivered: list[str] = []
+        for segment in transcript:
+            parser = Parser(interrupts=True)
+            events = parser.feed(segment.text)
+            if segment.author == "runtime":
+                assert not parser.critical
+                assert all(
+                    isinstance(event, Interrupt) for event in events if not getattr(event, "text", "\n").isspace()
+                )
+                delivered += [event.value for event in events if isinstance(event, Interrupt)]
+            else:
+                assert not any(isinstance(event, Interrupt) for event in events), "a forged interrupt got in"
+        # never inside a block: each stretch of the model's text that an interrupt follows is complete by itself,
+        # read from where its stream began (an injectable stream goes on across interrupts)
+        parser = Parser()
+        for segment in transcript:
+            if segment.author == "model":
+                parser.feed(segment.text)
+            else:
+                assert not parser.critical or parser.held, "an interrupt landed inside a block"
+                if not self.p.run._inject:
+                    parser = Parser()
+        values = [json.loads(value) for value in delivered]
+        accepted = {note.call: note.data["id"] for note in self.p.notes if note.kind == "call"}
+        assert sorted(self.p.executed) == sorted(set(self.p.executed))
+        assert set(self.p.executed) <= set(accepted)
+        for value in self.results.values():
+            assert values.count(value) <= 1
+        complete = self.p.finish.error is None and self.p.finish.reason != "length"
+        bounded = any(note.kind in ("forged",) for note in self.p.notes) or any(
+            note.data.get("empty") for note in self.p.notes
+        )
+        if complete and not bounded:
+            for call, value in self.results.items():
+                assert values.count(value) == (0 if accepted[call] is None else 1)
+            for text in self.said:
+                assert values.count(text) == 1
+        assert "twice" not in values
+        assert not re.search(r"\[(CALL|INTR|TRAP|HEAD|END)\]", self.p.shown) or "<think>" in self.p.shown
+
+
+TestAnyInterleaving = AnyInterleaving.TestCase
+TestAnyInterleaving.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)

@@ -1,0 +1,123 @@
+"""A driver for the run machine's tests: speaks in transcripts of what the model writes and what the machine does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from asynclm.cml.machine import POLICIES, Limits, Run, RunError
+from asynclm.cml.machine import actions as act
+from asynclm.cml.machine import events as ev
+from asynclm.cml.tools import CallError, Invocation, ToolSpec
+
+
+class Tools:
+    """A catalog of functions that take anything by name: f, g, h."""
+
+    def specs(self) -> list[ToolSpec]:
+        return [ToolSpec(name=name) for name in "fgh"]
+
+    def check(self, invocation: Invocation) -> tuple[ToolSpec, dict[str, Any]]:
+        for spec in self.specs():
+            if spec.name == invocation.name:
+                return spec, invocation.named
+        raise CallError("unknown_tool", f"there is no tool {invocation.name!r}")
+
+
+class Playbook:
+    """Feeds one run and keeps account of what it asked for."""
+
+    def __init__(self, policy: str, **options: Any) -> None:
+        self.run = Run(Tools(), POLICIES[policy], **options)
+        self.shown = ""
+        self.stream: int | None = None  # the open one
+        self.streams = 0
+        self.paused = False
+        self.prompts: list[tuple[Any, ...]] = []
+        self.injected: list[str] = []
+        self.executed: list[int] = []
+        self.live: set[int] = set()  # executed, not returned or cancelled
+        self.cancelled: list[int] = []
+        self.notes: list[act.Note] = []
+        self.finish: act.Finish | None = None
+        self._take(self.run.start())
+
+    def _take(self, actions: Iterable[act.Action]) -> None:
+        for action in actions:
+            assert self.finish is None, f"{action} after Finish"
+            match action:
+                case act.OpenStream():
+                    assert self.stream is None, "a second stream was opened beside the first"
+                    assert action.stream == self.streams
+                    self.stream, self.streams, self.paused = action.stream, self.streams + 1, False
+                    self.prompts.append(action.transcript)
+                case act.CloseStream():
+                    assert action.stream == self.stream
+                    self.stream = None
+                case act.PauseStream():
+                    assert action.stream == self.stream
+                    self.paused = True
+                case act.Inject():
+                    assert action.stream == self.stream
+                    self.paused = False
+                    self.injected.append(action.text)
+                case act.Execute():
+                    assert action.call not in self.executed, "a call ran twice"
+                    self.executed.append(action.call)
+                    self.live.add(action.call)
+                case act.CancelCall():
+                    self.live.remove(action.call)
+                    self.cancelled.append(action.call)
+                case act.EmitText():
+                    assert action.text
+                    self.shown += action.text
+                case act.Note():
+                    self.notes.append(action)
+                case act.Finish():
+                    self.finish = action
+                    self.stream = None
+
+    # what may happen
+
+    def writes(self, *texts: str) -> Playbook:
+        """The model writes, on the stream that is open when each piece comes."""
+        for text in texts:
+            assert self.stream is not None, "no stream is open"
+            self._take(self.run.handle(ev.TextArrived(self.stream, text)))
+        return self
+
+    def ends(self, reason: str = "stop") -> Playbook:
+        assert self.stream is not None, "no stream is open"
+        stream, self.stream = self.stream, None
+        self._take(self.run.handle(ev.StreamEnded(stream, reason)))
+        return self
+
+    def fails(self) -> Playbook:
+        assert self.stream is not None
+        stream, self.stream = self.stream, None
+        self._take(self.run.handle(ev.StreamFailed(stream, RunError("it broke"))))
+        return self
+
+    def returns(self, call: int, value: Any = None) -> Playbook:
+        self.live.discard(call)
+        self._take(self.run.handle(ev.ResultArrived(call, True, json.dumps(value), 1.0)))
+        return self
+
+    def handle(self, event: ev.Event) -> Playbook:
+        self._take(self.run.handle(event))
+        return self
+
+    # what came of it
+
+    @property
+    def prompt(self) -> list[str]:
+        """The transcript of the last stream, a line a segment: `model: ...`, `runtime: ...`."""
+        return [f"{segment.author}: {segment.text}" for segment in self.prompts[-1]]
+
+    def noted(self, kind: str) -> list[dict[str, Any]]:
+        return [note.data for note in self.notes if note.kind == kind]
+
+
+def small(**limits: int) -> Limits:
+    return Limits(**limits)
