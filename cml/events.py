@@ -37,10 +37,14 @@ class Call(msgspec.Struct, frozen=True, gc=False, tag=True):
 
 
 class Trap(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """`[TRAP][END]`: the model waits for the next interrupt; with names, until all of those calls have returned."""
+    """`[TRAP][END]`: the model waits for the next interrupt; with names, until all of those calls have returned.
+
+    Not `closed` where its `[END]` was missing.
+    """
 
     names: tuple[str, ...]
     end: int
+    closed: bool = True
 
 
 class Interrupt(msgspec.Struct, frozen=True, gc=False, tag=True):

@@ -283,9 +283,9 @@ class Parser:
             events.append(Call(head or None, body.strip(), end, problem and f"the block was not closed: {problem}"))
         elif self._mode == TRAP:
             if problem is None or _NAMES.fullmatch(body):
-                events.append(Trap(_names(body), end))
+                events.append(Trap(_names(body), end, problem is None))
             else:
-                events.append(Trap((), self._opened))
+                events.append(Trap((), self._opened, False))
                 events.append(Text(body, end))
         elif problem is None:
             events.append(Interrupt(head or "", body.strip(), end))

@@ -30,7 +30,7 @@ import msgspec
 from .. import events as cml
 from ..parser import Parser
 from ..render import STOP, render_interrupt
-from ..tokens import TRAP
+from ..tokens import END, TRAP
 from ..tools import CallError, Catalog, error_value
 from ..transcript import Segment
 from ..usage import Meter
@@ -84,7 +84,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class _Stream:
     """The stream that is open, and its text that is not in the transcript yet."""
 
-    __slots__ = ("base", "begun", "ended", "idle", "number", "parser", "raw", "reasoning")
+    __slots__ = ("base", "begun", "ended", "idle", "number", "parser", "raw", "reasoning", "unclosed")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -94,6 +94,7 @@ class _Stream:
         self.begun = False  # its first token has come
         self.ended = False  # the model has stopped: nothing is left to close
         self.reasoning = False  # reasons apart from its text, and has written none since
+        self.unclosed = False  # what the parser just found is a block without its [END]
         self.idle = False  # has trapped with nothing pending, and done nothing since
 
 
@@ -268,13 +269,16 @@ class Run:
         self._visible.block()
         match found:
             case cml.Call():
+                stream.unclosed = found.problem is not None
                 self._on_call(found, stream)
             case cml.Trap():
+                stream.unclosed = not found.closed
                 self._on_trap(found, stream)
             case cml.Forged():
                 self._on_forged(found, stream)
             case _:
                 pass  # a stray token: not shown, not answered
+        stream.unclosed = False
 
     def _on_call(self, block: cml.Call, stream: _Stream) -> None:
         stream.idle = False
@@ -411,10 +415,12 @@ class Run:
             self._do(Note("closed", stream=stream.number, data={"reason": "cut"}))
 
     def _keep(self, stream: _Stream, end: int | None) -> None:
-        """Move the stream's text into the transcript: all of it, or up to the offset `end` if the model still writes."""
+        """Move the stream's text into the transcript: all of it, or as far as `end` if the model still writes."""
         text = "".join(stream.raw)
         if end is not None and not stream.ended:
             text = text[: end - stream.base]
+            if stream.unclosed:
+                text += f" {END}"
         stream.base += len(text)
         stream.raw.clear()
         if text:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 LONG_PIECE = 16
 CHARS_A_TOKEN = 4
-_SENTENCE_ENDS = frozenset(".!?:;…。！？'\")]}*`|>")
+_SENTENCE_ENDS = frozenset(".!?:;…。'\")]}*`|>")
 
 
 class Visible:
@@ -100,11 +100,12 @@ class Visible:
 
     def _until_stop(self, text: str) -> str:
         text = self._held + text
-        found = min((at for at in map(text.find, self._stop) if at >= 0), default=-1)
-        if found >= 0:
+        # The string that is complete first ends the answer, as it would if the text came a character at a time.
+        found = min(((at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0), default=None)
+        if found is not None:
             self._held = ""
             self.finished = "stop"
-            return text[:found]
+            return text[: found[1]]
         keep = len(text)
         if self.finished is None:
             for at in range(max(0, keep - self._longest + 1), keep):

@@ -4,6 +4,7 @@ Whatever order text, results, failures and outside interrupts come in: every cal
 delivered exactly once and never inside a block, each prompt is a prefix of the next, and the run always finishes.
 """
 
+import itertools
 import json
 import re
 
@@ -117,7 +118,7 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     def check_prompts(self) -> None:
         prompts = [*self.p.prompts, tuple(self.p.run.transcript)]
-        for earlier, later in zip(prompts, prompts[1:], strict=False):
+        for earlier, later in itertools.pairwise(prompts):
             assert later[: len(earlier)] == earlier
             assert as_turns(later)[: len(as_turns(earlier))] == as_turns(earlier)
             assert as_prefill(later).startswith(as_prefill(earlier))

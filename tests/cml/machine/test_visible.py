@@ -73,8 +73,8 @@ def test_stop(pieces: list[str | None], stop: tuple[str, ...], text: str, finish
 
 @given(st.text("ab ", max_size=30), st.lists(st.text("ab ", min_size=1, max_size=3), min_size=1, max_size=3))
 def test_stop_holds_for_any_split(text: str, stop: list[str]) -> None:
-    cut = min((text.find(each) for each in stop if each in text), default=-1)
-    want = text if cut < 0 else text[:cut]
+    cut = min(((text.find(each) + len(each), text.find(each)) for each in stop if each in text), default=(0, len(text)))
+    want = text[: cut[1]]
     assert shown(list(text), stop=tuple(stop))[0] == want
     assert shown([text] if text else [], stop=tuple(stop))[0] == want
 
