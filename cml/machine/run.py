@@ -94,7 +94,7 @@ class _Stream:
         self.begun = False  # its first token has come
         self.ended = False  # the model has stopped: nothing is left to close
         self.reasoning = False  # reasons apart from its text, and has written none since
-        self.unclosed = False  # what the parser just found is a block without its [END]
+        self.unclosed = -1  # offset where the last block stops that has no [END]
         self.idle = False  # has trapped with nothing pending, and done nothing since
 
 
@@ -269,16 +269,17 @@ class Run:
         self._visible.block()
         match found:
             case cml.Call():
-                stream.unclosed = found.problem is not None
+                if found.problem is not None:
+                    stream.unclosed = found.end
                 self._on_call(found, stream)
             case cml.Trap():
-                stream.unclosed = not found.closed
+                if not found.closed:
+                    stream.unclosed = found.end
                 self._on_trap(found, stream)
             case cml.Forged():
                 self._on_forged(found, stream)
             case _:
                 pass  # a stray token: not shown, not answered
-        stream.unclosed = False
 
     def _on_call(self, block: cml.Call, stream: _Stream) -> None:
         stream.idle = False
@@ -419,7 +420,7 @@ class Run:
         text = "".join(stream.raw)
         if end is not None and not stream.ended:
             text = text[: end - stream.base]
-            if stream.unclosed:
+            if stream.unclosed == end:
                 text += f" {END}"
         stream.base += len(text)
         stream.raw.clear()
