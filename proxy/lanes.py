@@ -80,11 +80,12 @@ def _stream(entries: list[Entry], end: float) -> Lane:
 
     def until(t: float, kind: SpanKind) -> None:
         nonlocal since
-        if since is not None and t > since:
-            lane.spans.append(Span(since, t, kind))
-        since = t
+        if since is not None:
+            if t > since:
+                lane.spans.append(Span(since, t, kind))
+            since = t
 
-    for entry in entries:
+    for number, entry in enumerate(entries):
         match entry.kind:
             case "opened":
                 since = entry.t
@@ -100,12 +101,14 @@ def _stream(entries: list[Entry], end: float) -> Lane:
                 lane.marks.append(Mark(entry.t, "trap"))
                 doing = "paused"
             case "interrupt":
-                if doing != "wait":  # into the live sequence
-                    until(entry.t, doing)
+                if doing != "wait":  # into the live sequence, which wrote nothing since its last entry
+                    until(entry.t, "paused")
                     doing = "text"
                 lane.marks.append(Mark(entry.t, "interrupt"))
             case "closed":
-                until(entry.t, doing)
+                # A trap that a stop sequence cut is known as one only when the stream has ended.
+                trapped = any(later.kind == "trap" and not later.data.get("implicit") for later in entries[number:])
+                until(entry.t, "block" if trapped else doing)
                 since = None
     if since is not None:
         until(end, doing)

@@ -84,6 +84,34 @@ def test_lanes_of_a_run_with_injection() -> None:
     assert found[0].marks == [Mark(0.3, "trap"), Mark(0.5, "interrupt")]
 
 
+def test_a_trap_that_is_known_only_after_the_streams_end() -> None:
+    found = lanes(
+        timeline(
+            (0.0, "opened", {"stream": 0}),
+            (0.1, "first_token", {"stream": 0}),
+            (0.2, "call", {"stream": 0, "call": 0, "id": "a", "tool": "f", "arguments": {}}),
+            (0.3, "closed", {"stream": 0, "reason": "stop"}),
+            (0.3, "trap", {"stream": 0, "names": [], "implicit": False}),
+            (0.5, "result", {"call": 0, "ok": True}),
+        )
+    )
+    assert found[0].spans[2:] == [Span(0.2, 0.3, "block")]
+    assert found[0].marks == [Mark(0.3, "trap")]
+
+
+def test_a_live_stream_that_was_paused_behind_a_block() -> None:
+    found = lanes(
+        timeline(
+            (0.0, "opened", {"stream": 0}),
+            (0.1, "first_token", {"stream": 0}),
+            (0.2, "call", {"stream": 0, "call": 0, "id": "a", "tool": "f", "arguments": {}}),
+            (0.4, "interrupt", {"stream": 0, "ids": ["a"], "text": "..."}),
+            (0.5, "text", {"stream": 0, "text": "so"}),
+        )
+    )
+    assert found[0].spans[2:] == [Span(0.2, 0.4, "paused"), Span(0.4, 0.5, "text")]
+
+
 def test_streams_that_overlap_get_lanes_of_their_own() -> None:
     found = lanes(
         timeline(
