@@ -314,14 +314,13 @@ async def test_a_header_changes_one_request_only() -> None:
 
 # ---------------------------------------------------------------------- the command
 
-COMMAND = "import argparse, sys; from asynclm.adapters.models.simulated.server import add_arguments, run; " + (
-    "p = argparse.ArgumentParser(); add_arguments(p); sys.exit(run(p.parse_args()))"
-)
-
 
 async def start(*flags: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", COMMAND, *flags, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        sys.executable,
+        *("-m", "asynclm.adapters.models.simulated", *flags),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
 
 
