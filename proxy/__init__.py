@@ -1,0 +1,1 @@
+"""The proxy: server, driver, executor, recorder, command line."""

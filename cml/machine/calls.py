@@ -39,7 +39,7 @@ class Call:
 class Ledger:
     """Every call block of a run, accepted or not; numbered from 0 as they were written."""
 
-    def __init__(self, catalog: Catalog, max_calls: int) -> None:
+    def __init__(self, catalog: Catalog | None, max_calls: int) -> None:
         self._catalog = catalog
         self._max_calls = max_calls
         self._written = 0
@@ -68,6 +68,7 @@ class Ledger:
             raise CallError("not_closed", f"{block.problem}; the call was not run: write it again")
         if number >= self._max_calls:
             raise CallError("too_many_calls", f"only {self._max_calls} calls are allowed; this one was not run")
+        assert self._catalog is not None, "a run without tools reads no blocks"
         spec, arguments = self._catalog.check(parse_body(block.body))
         call = self._calls[number] = Call(number, id, spec, arguments)
         if id is not None:

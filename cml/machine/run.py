@@ -109,13 +109,14 @@ class _Interrupt(msgspec.Struct, frozen=True):
 class Run:
     """The state of one run.
 
+    Without a `catalog` the text is not read for blocks: whatever the model writes is the answer.
     `inject` says whether the model takes injection; `stop` and `max_tokens` bound the visible answer; `prompt_chars`
     is the length of the client's prompt, used to estimate the usage of streams whose own count is lost.
     """
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Catalog | None,
         policy: Policy,
         *,
         inject: bool = False,
@@ -129,6 +130,7 @@ class Run:
         self._policy = policy
         self._inject = inject
         self._limits = limits or Limits()
+        self._plain = catalog is None
         self._calls = Ledger(catalog, self._limits.max_calls)
         self._visible = Visible(stop, max_tokens)
         self._meter = Meter(prompt_chars)
@@ -168,6 +170,10 @@ class Run:
             self._handlers[type(event)](event)
         return self._taken()
 
+    def reads(self, stream: int) -> bool:
+        """Whether text of that stream is still wanted."""
+        return self._stream is not None and self._stream.number == stream
+
     def _taken(self) -> list[Action]:
         actions, self._actions = self._actions, []
         return actions
@@ -192,6 +198,9 @@ class Run:
         self._chars += len(text)
         stream.raw.append(text)
         stream.reasoning = False
+        if self._plain:
+            self._show(text, stream)
+            return
         for found in stream.parser.feed(text):
             if type(found) is cml.Text:
                 self._show(found.text, stream)
@@ -215,9 +224,9 @@ class Run:
 
     def _on_ended(self, event: StreamEnded) -> None:
         stream = self._stream
-        self._do(Note("closed", stream=event.stream, data={"reason": event.reason}))
         if stream is None or stream.number != event.stream:
             return
+        self._do(Note("closed", stream=event.stream, data={"reason": event.reason}))
         stream.ended = True
         stream.reasoning = False
         found = []

@@ -1,0 +1,273 @@
+"""The driver of one run: carries out what the run machine asks, and tells it what happens.
+
+Every stream and every call is a task that the driver owns; whatever ends the run (the answer is complete, the client
+left, time is up), they are all ended before `drive` returns, but for two kinds that go to the background: a stream
+whose model has stopped and whose connection is about to become free, and calls that nobody waits for.
+
+The machine is fed from those tasks directly. Nothing awaits between an event and its actions, so no lock is needed
+and the path of a chunk is: bytes, delta, machine, bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
+
+from asynclm.adapters.models.protocol import (
+    Ended,
+    InjectableStream,
+    Model,
+    ModelError,
+    ReasoningDelta,
+    Request,
+    Stream,
+    TextDelta,
+)
+from asynclm.cml.machine import Run, RunError
+from asynclm.cml.machine import actions as act
+from asynclm.cml.machine import events as ev
+from asynclm.cml.timeline import Timeline
+from asynclm.cml.usage import Usage
+from asynclm.proxy.background import Background
+from asynclm.proxy.errors import run_error
+from asynclm.proxy.executor import Executor
+
+_log = logging.getLogger(__name__)
+
+# After the model has stopped, its usage may still come; nobody waits longer for it than this (s).
+_USAGE_GRACE_S: Final = 0.5
+
+
+class Sink(Protocol):
+    """Where the answer goes. All but `open` and `flush` only note what is to be sent."""
+
+    async def open(self) -> None:
+        """The upstream has accepted the run: the response can begin."""
+        ...
+
+    def text(self, text: str) -> None:
+        """A piece of the visible answer."""
+        ...
+
+    def reasoning(self, text: str, field: str) -> None:
+        """A piece of the model's reasoning, under the upstream's name for it."""
+        ...
+
+    async def flush(self) -> None:
+        """Send what was noted; wait while the client is slow to take it."""
+        ...
+
+
+class Driver:
+    """Drives one run from its first stream to its end.
+
+    `prepare` turns a transcript into the upstream request. `max_s` bounds the whole run, in seconds.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: Model,
+        prepare: Callable[[act.OpenStream], Request],
+        executor: Executor,
+        timeline: Timeline,
+        sink: Sink,
+        background: Background,
+        *,
+        max_s: float,
+    ) -> None:
+        self._run = run
+        self._model = model
+        self._prepare = prepare
+        self._executor = executor
+        self._timeline = timeline
+        self._sink = sink
+        self._background = background
+        self._max_s = max_s
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._finished: asyncio.Future[act.Finish] = self._loop.create_future()
+        self._streams: dict[int, asyncio.Task[None]] = {}
+        self._open: dict[int, Stream] = {}
+        self._draining: set[int] = set()  # streams whose model has stopped by itself
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._detached: set[int] = set()  # calls that may outlive the run
+        self._shown: list[str] = []  # text since the last flush
+        self.streams = 0
+        self.calls = 0
+
+    async def drive(self) -> act.Finish:
+        """Run to the end. Cancel the awaiting task to abandon the run."""
+        deadline = self._loop.call_later(self._max_s, self._expire)
+        try:
+            self._carry_out(self._run.start())
+            return await self._finished
+        except asyncio.CancelledError:
+            self.abandon(RunError("The client closed the connection.", 499, "cancelled", "client_disconnected"))
+            raise
+        finally:
+            deadline.cancel()
+            await self._clean_up()
+
+    def abandon(self, error: RunError) -> None:
+        """End the run with an error, now."""
+        self._tell(ev.Abandoned(error))
+
+    def interrupt(self, source: str, text: str) -> None:
+        """Put somebody's words into the running answer."""
+        self._tell(ev.OutsideInterrupt(source, text))
+
+    def _expire(self) -> None:
+        message = f"The run took longer than {self._max_s:g} s, which is as long as it may."
+        self.abandon(RunError(message, 504, "timeout_error", "run_timeout"))
+
+    async def _clean_up(self) -> None:
+        ending: list[asyncio.Task[None]] = []
+        for number, task in self._streams.items():
+            if number in self._draining:
+                self._background.adopt(task)
+            else:
+                ending.append(task)
+        for number, task in self._calls.items():
+            if number in self._detached:
+                self._executor.detach(task)
+            else:
+                ending.append(task)
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.gather(*ending, return_exceptions=True)
+
+    # ------------------------------------------------------------------ what the machine asks
+
+    def _tell(self, event: ev.Event) -> None:
+        self._carry_out(self._run.handle(event))
+
+    def _carry_out(self, actions: list[act.Action]) -> None:
+        for action in actions:
+            match action:
+                case act.EmitText(text=text):
+                    self._sink.text(text)
+                    self._shown.append(text)
+                case act.EmitReasoning(text=text, field=field):
+                    self._sink.reasoning(text, field)
+                case act.Note(kind=kind, stream=stream, call=call, data=data):
+                    self._timeline.add(self._elapsed(), kind, stream=stream, call=call, **data)
+                case act.OpenStream(stream=stream):
+                    self.streams += 1
+                    self._streams[stream] = self._spawn(self._read(action), f"stream {stream}")
+                case act.CloseStream(stream=stream):
+                    self._close(stream)
+                case act.PauseStream(stream=stream):
+                    self._injectable(stream).pause()
+                case act.Inject(stream=stream, text=text):
+                    self._injectable(stream).inject(text)
+                case act.Execute(call=call, detached=detached):
+                    self.calls += 1
+                    self._calls[call] = self._spawn(self._execute(action), f"call {call}")
+                    if detached:
+                        self._detached.add(call)
+                case act.CancelCall(call=call):
+                    self._detached.discard(call)
+                    self._calls[call].cancel()
+                case act.Finish():
+                    self._finished.set_result(action)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = self._loop.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A run must not wait for a task that broke down."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s of a run broke down", task.get_name(), exc_info=error)
+            message = f"The proxy failed: {type(error).__name__}. This is a fault of its own; its log says more."
+            self.abandon(RunError(message, 500, "server_error", "internal_error"))
+
+    def _elapsed(self) -> float:
+        return round(self._loop.time() - self._began, 6)
+
+    def _injectable(self, stream: int) -> InjectableStream:
+        opened: Any = self._open[stream]
+        return opened  # type: ignore[no-any-return]  # only models that declare `inject` are asked
+
+    def _close(self, stream: int) -> None:
+        task = self._streams[stream]
+        # A stream is often closed for what it has just written, from within its own task: that one ends by itself.
+        if task is not asyncio.current_task():
+            task.cancel()
+
+    # ------------------------------------------------------------------ streams
+
+    async def _read(self, action: act.OpenStream) -> None:
+        number = action.stream
+        try:
+            stream = await self._model.open(self._prepare(action))
+        except ModelError as error:
+            self._tell(ev.StreamFailed(number, run_error(error)))
+            return
+        self._open[number] = stream
+        try:
+            self._tell(ev.StreamOpened(number))
+            await self._sink.open()
+            await self._pump(number, stream)
+        finally:
+            del self._open[number]
+            await stream.aclose()
+
+    async def _pump(self, number: int, stream: Stream) -> None:
+        """Feed the machine from a stream until it ends or is closed."""
+        handle = self._run.handle
+        sink_text = self._sink.text
+        ended: str | None = None
+        try:
+            async with asyncio.timeout(None) as patience:
+                async for batch in stream:
+                    for event in batch:
+                        if type(event) is TextDelta:
+                            for action in handle(ev.TextArrived(number, event.text)):
+                                if type(action) is act.EmitText:
+                                    sink_text(action.text)
+                                    self._shown.append(action.text)
+                                else:
+                                    self._carry_out([action])
+                        elif type(event) is ReasoningDelta:
+                            self._tell(ev.ReasoningArrived(number, event.text, event.field))
+                        elif type(event) is Ended:
+                            ended = event.reason
+                            self._draining.add(number)
+                            patience.reschedule(self._loop.time() + _USAGE_GRACE_S)
+                        elif type(event) is Usage:
+                            self._tell(ev.UsageReported(number, event))
+                    await self._flush(number)
+                    if ended is None and not self._run.reads(number):
+                        return  # closed for what it wrote
+        except ModelError as error:
+            if ended is None:
+                self._tell(ev.StreamFailed(number, run_error(error)))
+                return
+        except TimeoutError:
+            if ended is None:
+                raise
+        self._tell(ev.StreamEnded(number, ended or "stop"))
+        await self._flush(number)
+
+    async def _flush(self, number: int) -> None:
+        if self._shown:
+            self._timeline.add(self._elapsed(), "text", stream=number, text="".join(self._shown))
+            self._shown.clear()
+        with contextlib.suppress(ConnectionError):  # the client left: the server is about to cancel the run
+            await self._sink.flush()
+
+    # ------------------------------------------------------------------ calls
+
+    async def _execute(self, action: act.Execute) -> None:
+        number = action.call
+        result = await self._executor.execute(
+            action.spec, action.arguments, dispatched=lambda: self._tell(ev.CallDispatched(number))
+        )
+        self._tell(ev.ResultArrived(number, result.ok, result.value, result.ms))

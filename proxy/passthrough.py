@@ -1,0 +1,184 @@
+"""Requests that are not the proxy's business: sent on as they are, answered byte for byte, streamed through.
+
+No SDK stands between here: it is the same protocol on both sides. What changes are hop-by-hop headers, the address,
+and the key if the upstream has one of its own. A stream of events that breaks off upstream ends with an error event,
+because clients take a bare end for success; any other body that breaks off takes the client's connection down with
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from asynclm.proxy.errors import APIError, error_body
+
+# RFC 9110, section 7.6.1, and what the HTTP library writes by itself.
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_NOT_SENT_ON: Final = _HOP_BY_HOP | {"host", "content-length", "content-encoding", "expect"}
+_KEYS: Final = frozenset({"authorization", "x-api-key", "api-key"})
+_OUR_PREFIX: Final = "x-asynclm-"
+
+
+class Target:
+    """Where an upstream is, and the headers that carry its key (empty: the client's own goes through)."""
+
+    def __init__(
+        self,
+        base_url: str,
+        key_headers: Mapping[str, str],
+        *,
+        query: Mapping[str, str] | None = None,
+        connect_timeout_s: float,
+        idle_timeout_s: float,
+    ) -> None:
+        base, _, own_query = base_url.partition("?")
+        self.base = base.rstrip("/")
+        self.query = own_query
+        self.extra_query = dict(query or {})
+        self.key_headers = dict(key_headers)
+        self.timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=idle_timeout_s)
+
+
+class Passthrough:
+    """Sends requests on, over connections of its own that are kept alive and reused."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:  # it must be made inside the event loop
+            self._session = self._new_session()
+        return self._session
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def fetch(self, request: web.Request, path: str, target: Target) -> bytes:
+        """The body of a small answer to the same request, sent to `path`. Raises `APIError`, also if it is no 200."""
+        upstream = await self._send(request, path, b"", target, plain=True)
+        try:
+            if upstream.status != 200:
+                raise APIError(
+                    502,
+                    f"The upstream answered with status {upstream.status}.",
+                    type="upstream_error",
+                    code="bad_upstream",
+                )
+            return await upstream.read()
+        except (aiohttp.ClientError, TimeoutError):
+            raise APIError(
+                502, "The upstream broke off its answer.", type="upstream_error", code="upstream_disconnected"
+            ) from None
+        finally:
+            upstream.close()
+
+    async def forward(self, request: web.Request, path: str, body: bytes, target: Target) -> web.StreamResponse:
+        """Send the request to `path` (behind the base URL) and stream the answer back. Raises `APIError`."""
+        upstream = await self._send(request, path, body, target)
+        try:
+            return await self._answer(request, upstream)
+        finally:
+            # Nothing but closing: a connection with an answer half read can't be used again.
+            upstream.close()
+
+    async def _send(
+        self, request: web.Request, path: str, body: bytes, target: Target, *, plain: bool = False
+    ) -> aiohttp.ClientResponse:
+        headers = _headers(request, target)
+        if plain:
+            headers["accept-encoding"] = "identity"
+        try:
+            return await self._connected().request(
+                request.method,
+                self._url(request, path, target),
+                headers=headers,
+                data=body or None,
+                timeout=target.timeout,
+                allow_redirects=False,
+            )
+        except TimeoutError:  # aiohttp's own are subclasses
+            raise APIError(
+                504, "The upstream did not answer in time.", type="upstream_error", code="upstream_timeout"
+            ) from None
+        except aiohttp.ClientConnectionError as error:
+            reason = error.strerror if isinstance(error, aiohttp.ClientConnectorError) else "the connection broke"
+            raise APIError(
+                502, f"The upstream can't be reached: {reason}.", type="upstream_error", code="upstream_unreachable"
+            ) from None
+        except (aiohttp.ClientError, ValueError) as error:
+            raise APIError(
+                502,
+                f"The upstream's answer is not HTTP: {type(error).__name__}.",
+                type="upstream_error",
+                code="bad_upstream",
+            ) from None
+
+    def _url(self, request: web.Request, path: str, target: Target) -> str:
+        query = "&".join(part for part in (target.query, request.rel_url.raw_query_string) if part)
+        url = f"{target.base}{path}"
+        if target.extra_query:
+            return str(URL(f"{url}?{query}" if query else url, encoded=True).update_query(target.extra_query))
+        return f"{url}?{query}" if query else url
+
+    async def _answer(self, request: web.Request, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
+        headers = CIMultiDict(
+            (name, value) for name, value in upstream.headers.items() if name.lower() not in _HOP_BY_HOP
+        )
+        response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
+        await response.prepare(request)
+        try:
+            async for data in upstream.content.iter_any():
+                await response.write(data)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            if request.transport is None or request.transport.is_closing():
+                return response  # it was the client who left
+            silent = isinstance(error, TimeoutError)
+            if upstream.content_type != "text/event-stream":
+                request.transport.abort()
+                return response
+            message = "The upstream fell silent." if silent else "The upstream broke off the stream."
+            code = "upstream_timeout" if silent else "upstream_disconnected"
+            await response.write(b"\n\ndata: " + error_body(message, "upstream_error", code, None) + b"\n\n")
+        await response.write_eof()
+        return response
+
+
+def _headers(request: web.Request, target: Target) -> CIMultiDict[str]:
+    drop = _NOT_SENT_ON
+    if target.key_headers:
+        drop = drop | _KEYS
+    headers = CIMultiDict(
+        (name, value)
+        for name, value in request.headers.items()
+        if (lower := name.lower()) not in drop and not lower.startswith(_OUR_PREFIX)
+    )
+    headers.update(target.key_headers)
+    return headers

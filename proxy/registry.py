@@ -1,0 +1,90 @@
+"""The runs of this process: those that are under way, and the timelines of the last ones."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from typing import Literal
+
+import msgspec
+
+from asynclm.cml.timeline import Timeline, from_jsonl, to_jsonl
+from asynclm.proxy.driver import Driver
+
+
+class Summary(msgspec.Struct, omit_defaults=True):
+    """One run in a list. `created` is Unix time (s), `duration_s` the time from the request to the end."""
+
+    id: str
+    model: str
+    policy: str
+    created: int
+    status: Literal["running", "finished", "failed"]
+    duration_s: float | None = None
+
+
+class Registry:
+    """Runs by id. Of the finished ones the last `keep` are remembered, written down compactly."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._live: dict[str, tuple[Timeline, Driver]] = {}
+        self._past: OrderedDict[str, tuple[Summary, bytes]] = OrderedDict()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def begin(self, timeline: Timeline, driver: Driver) -> None:
+        """A run starts."""
+        self._live[timeline.run] = (timeline, driver)
+        self._idle.clear()
+
+    def end(self, id: str, *, failed: bool) -> None:
+        """A run is over."""
+        timeline, _ = self._live.pop(id)
+        duration = timeline.entries[-1].t if timeline.entries else 0.0
+        self._past[id] = (_summary(timeline, "failed" if failed else "finished", duration), to_jsonl(timeline))
+        while len(self._past) > self._keep:
+            self._past.popitem(last=False)
+        if not self._live:
+            self._idle.set()
+
+    def driver(self, id: str) -> Driver | None:
+        """The driver of a run that is under way."""
+        found = self._live.get(id)
+        return found[1] if found else None
+
+    def timeline(self, id: str) -> Timeline | None:
+        """A run's timeline, so far if it is under way."""
+        if id in self._live:
+            return self._live[id][0]
+        if id in self._past:
+            return from_jsonl(self._past[id][1].splitlines())
+        return None
+
+    def known(self, id: str) -> bool:
+        """Whether there is, or lately was, such a run."""
+        return id in self._live or id in self._past
+
+    def summaries(self) -> list[Summary]:
+        """All known runs, the newest first."""
+        now = [_summary(timeline, "running", None) for timeline, _ in self._live.values()]
+        past = [summary for summary, _ in self._past.values()]
+        return [*reversed(now), *reversed(past)]
+
+    def live(self) -> list[Driver]:
+        """The drivers of all runs that are under way."""
+        return [driver for _, driver in self._live.values()]
+
+    async def idle(self) -> None:
+        """Wait until no run is under way."""
+        await self._idle.wait()
+
+
+def new_timeline(id: str, model: str, policy: str) -> Timeline:
+    """The timeline of a run that starts now."""
+    return Timeline(id, model, policy, int(time.time()), [])
+
+
+def _summary(timeline: Timeline, status: Literal["running", "finished", "failed"], duration: float | None) -> Summary:
+    return Summary(timeline.run, timeline.model, timeline.policy, timeline.created, status, duration)

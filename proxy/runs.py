@@ -1,0 +1,135 @@
+"""Starts runs: puts machine, model, executor and answer together for one chat request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+from aiohttp import web
+
+from asynclm.adapters.models.protocol import Request
+from asynclm.adapters.tools.toolbox import Toolbox
+from asynclm.cml.machine import POLICIES, Run
+from asynclm.cml.machine.actions import OpenStream
+from asynclm.cml.prompt import instructions
+from asynclm.cml.render import STOP
+from asynclm.cml.tools import Catalog
+from asynclm.proxy.answer import StreamedAnswer, WholeAnswer
+from asynclm.proxy.background import Background
+from asynclm.proxy.chat import ChatRequest, prompt, text_size
+from asynclm.proxy.config import Config
+from asynclm.proxy.driver import Driver
+from asynclm.proxy.errors import api_error
+from asynclm.proxy.executor import Executor
+from asynclm.proxy.registry import Registry, new_timeline
+from asynclm.proxy.sinks import StreamSink, WholeSink
+from asynclm.proxy.upstreams import Route
+
+RUN_ID_HEADER: Final = "x-asynclm-run-id"
+REQUEST_ID_HEADER: Final = "x-request-id"
+_OFF: Final = "off"
+
+
+class Runs:
+    """Answers chat requests that are not passed through."""
+
+    def __init__(
+        self, config: Config, toolbox: Toolbox, executor: Executor, registry: Registry, background: Background
+    ) -> None:
+        self._server = config.server
+        self._limits = config.limits.of_a_run()
+        self._room = config.limits.cml_tokens
+        self._toolbox = toolbox
+        self._instructions = instructions(toolbox.specs())
+        self._executor = executor
+        self._registry = registry
+        self._background = background
+
+    async def answer(self, request: web.Request, chat: ChatRequest, route: Route, policy: str) -> web.StreamResponse:
+        """Run with the proxy's tools."""
+        messages = prompt(chat, self._instructions)
+        return await self._answer(request, chat, route, policy, self._toolbox, messages)
+
+    async def plain(self, request: web.Request, chat: ChatRequest, route: Route) -> web.StreamResponse:
+        """Answer without tools, from an upstream whose API is not the client's: only the protocol is translated."""
+        return await self._answer(request, chat, route, _OFF, None, chat.messages)
+
+    async def _answer(
+        self,
+        request: web.Request,
+        chat: ChatRequest,
+        route: Route,
+        policy: str,
+        catalog: Catalog | None,
+        messages: Sequence[dict[str, Any]],
+    ) -> web.StreamResponse:
+        abilities = route.model.abilities(route.upstream_model)
+        run = Run(
+            catalog,
+            POLICIES["auto" if policy == _OFF else policy],
+            inject=abilities.inject,
+            limits=self._limits,
+            stop=chat.stop,
+            max_tokens=chat.max_tokens,
+            prompt_chars=text_size(messages),
+        )
+        key = _client_key(request)
+        bound = chat.max_tokens if chat.max_tokens is None or catalog is None else chat.max_tokens + self._room
+        stop = (STOP,) if catalog is not None and abilities.stop_sequences else ()
+
+        def prepare(action: OpenStream) -> Request:
+            return Request(
+                model=route.upstream_model,
+                messages=messages,
+                transcript=action.transcript,
+                parameters=chat.parameters,
+                max_tokens=bound,
+                max_tokens_key=chat.max_tokens_key,
+                stop=stop,
+                api_key=key,
+            )
+
+        id = f"run_{os.urandom(12).hex()}"  # not to be guessed: who knows it may interrupt the run
+        headers = {RUN_ID_HEADER: id, REQUEST_ID_HEADER: id}
+        answer_id = f"chatcmpl-{id[4:]}"
+        sink: StreamSink | WholeSink
+        if chat.stream:
+            answer = StreamedAnswer(answer_id, chat.model, include_usage=chat.include_usage)
+            sink = StreamSink(request, answer, headers, self._background, self._server.heartbeat_s)
+        else:
+            sink = WholeSink(WholeAnswer(answer_id, chat.model), headers)
+        timeline = new_timeline(id, chat.model, policy)
+        driver = Driver(
+            run,
+            route.model,
+            prepare,
+            self._executor,
+            timeline,
+            sink,
+            self._background,
+            max_s=self._server.run_timeout_s,
+        )
+        self._registry.begin(timeline, driver)
+        failed = True
+        try:
+            finish = await driver.drive()
+            if finish.error is None:
+                failed = False
+                return await sink.finish(
+                    finish.reason, finish.usage, {"run": id, "streams": driver.streams, "calls": driver.calls}
+                )
+            if isinstance(sink, StreamSink) and sink.opened:
+                return await sink.fail(finish.error)
+            raise api_error(finish.error, headers)
+        finally:
+            sink.close()
+            self._registry.end(id, failed=failed)
+
+
+def _client_key(request: web.Request) -> str | None:
+    """The client's own key, as either vendor's clients send it."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    return request.headers.get("x-api-key") or request.headers.get("api-key")

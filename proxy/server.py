@@ -1,0 +1,242 @@
+"""The HTTP server: what a request asks for, and who answers it.
+
+`POST /v1/chat/completions` runs here if the proxy has tools (and the request doesn't switch them off); everything else
+under `/v1/` goes through to the upstream. Handlers raise `APIError`; nothing else reaches a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from asynclm.adapters.tools.toolbox import Toolbox
+from asynclm.cml.machine import POLICIES, RunError
+from asynclm.proxy.background import Background
+from asynclm.proxy.chat import model_of, parse
+from asynclm.proxy.config import Config
+from asynclm.proxy.errors import SERVER_ERROR, APIError, invalid
+from asynclm.proxy.executor import Executor
+from asynclm.proxy.passthrough import Passthrough
+from asynclm.proxy.registry import Registry
+from asynclm.proxy.runs import Runs
+from asynclm.proxy.upstreams import Route, Upstreams
+
+_log = logging.getLogger(__name__)
+
+POLICY_HEADER: Final = "x-asynclm-policy"
+REPLAY_HEADER: Final = "x-asynclm-replay"
+_OFF: Final = "off"
+_SHUTDOWN: Final = RunError("The proxy is shutting down.", 503, SERVER_ERROR, "server_shutdown")
+_CLEANUP_S: Final = 5.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Server:
+    """Everything one proxy process holds, and its handlers."""
+
+    def __init__(self, config: Config, toolbox: Toolbox, environ: Mapping[str, str]) -> None:
+        limits = config.limits
+        self._config = config
+        self._toolbox = toolbox
+        self._draining = False
+        self.registry = Registry(config.runs.keep)
+        self.background = Background()
+        self.upstreams = Upstreams(config, environ)
+        self.passthrough = Passthrough()
+        self.executor = Executor(
+            toolbox,
+            max_concurrency=limits.concurrency,
+            default_timeout_s=limits.tool_timeout_s,
+            queue_timeout_s=limits.queue_timeout_s,
+            max_result_bytes=limits.max_result_bytes,
+        )
+        self._runs = Runs(config, toolbox, self.executor, self.registry, self.background)
+
+    def add_routes(self, app: web.Application) -> None:
+        """Route every path of the public contract."""
+        app.router.add_post("/v1/chat/completions", self._guarded(self.chat))
+        app.router.add_get("/v1/models", self._guarded(self.models))
+        app.router.add_get("/healthz", self._guarded(self.health))
+        app.router.add_get("/v1/asynclm/runs", self._guarded(self.list_runs))
+        app.router.add_get("/v1/asynclm/runs/{id}", self._guarded(self.show_run))
+        app.router.add_post("/v1/asynclm/runs/{id}/interrupts", self._guarded(self.interrupt))
+        app.router.add_route("*", "/v1/asynclm{rest:.*}", self._guarded(self.nothing_here))
+        app.router.add_route("*", "/v1/{path:.+}", self._guarded(self.forward))
+        app.router.add_route("*", "/{path:.*}", self._guarded(self.nothing_here))
+
+    def _guarded(self, handler: Handler) -> Handler:
+        """Turn every failure into an answer in OpenAI's error shape."""
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            try:
+                if self._draining:
+                    raise APIError(503, "The proxy is shutting down.", type=SERVER_ERROR, code="server_shutdown")
+                return await handler(request)
+            except APIError as error:
+                answer = error
+            except web.HTTPException as refused:
+                answer = _refused(refused, self._config.server.max_body_bytes)
+            except ConnectionError:
+                raise  # the client is gone: there is nobody to tell
+            except Exception as fault:
+                _log.exception("%s %s failed", request.method, request.path)
+                answer = APIError(
+                    500, f"The proxy failed: {type(fault).__name__}.", type=SERVER_ERROR, code="internal_error"
+                )
+            return web.Response(
+                status=answer.status, body=answer.body(), headers=answer.headers(), content_type="application/json"
+            )
+
+        return guarded
+
+    # ------------------------------------------------------------------ OpenAI's endpoints
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """`POST /v1/chat/completions`: run here, or pass through."""
+        body = await request.read()
+        route = self._route(body)
+        policy = _policy(request, route)
+        if policy == _OFF or not len(self._toolbox):
+            if route.target is not None:
+                return await self.passthrough.forward(request, "/chat/completions", route.rewritten(body), route.target)
+            return await self._runs.plain(request, parse(body), route)
+        return await self._runs.answer(request, parse(body), route, policy)
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/models`: the names in the config, and the upstream's where any name goes there."""
+        return await self.upstreams.models(request, self.passthrough)
+
+    async def forward(self, request: web.Request) -> web.StreamResponse:
+        """Anything else under `/v1/`."""
+        body = await request.read()
+        is_json = request.content_type == "application/json" and body
+        route = self._route(body, required=False) if is_json else self.upstreams.default()
+        if route.target is None:
+            raise APIError(404, f"{request.path} is not served by this upstream.", code="not_found")
+        path = request.rel_url.raw_path.removeprefix("/v1")
+        return await self.passthrough.forward(request, path, route.rewritten(body) if is_json else body, route.target)
+
+    def _route(self, body: bytes, *, required: bool = True) -> Route:
+        model = model_of(body)
+        if model:
+            return self.upstreams.route(model)
+        if required:
+            raise invalid("You must provide a model parameter.", "model")
+        return self.upstreams.default()
+
+    # ------------------------------------------------------------------ the proxy's own
+
+    async def health(self, request: web.Request) -> web.StreamResponse:
+        """`GET /healthz`: the process answers."""
+        return _json({"status": "ok", "runs": len(self.registry.live())})
+
+    async def list_runs(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/asynclm/runs`: the newest first."""
+        return _json({"object": "list", "data": self.registry.summaries()})
+
+    async def show_run(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/asynclm/runs/{id}`: its timeline, so far if it is under way."""
+        timeline = self.registry.timeline(request.match_info["id"])
+        if timeline is None:
+            raise _no_run(request)
+        return _json(timeline)
+
+    async def interrupt(self, request: web.Request) -> web.StreamResponse:
+        """`POST /v1/asynclm/runs/{id}/interrupts`: put `text` into the running answer at the next safe moment."""
+        try:
+            said = msgspec.json.decode(await request.read(), type=_Interrupt)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise invalid(f'The body must be {{"text": "..."}}: {error}.', "text") from None
+        if not said.source.isidentifier():
+            raise invalid("source must be a name of letters, digits and _.", "source")
+        id = request.match_info["id"]
+        driver = self.registry.driver(id)
+        if driver is None:
+            if self.registry.known(id):
+                raise APIError(409, f"Run {id} is over.", code="run_finished")
+            raise _no_run(request)
+        driver.interrupt(said.source, said.text)
+        return _json({"run": id, "accepted": True}, status=202)
+
+    async def nothing_here(self, request: web.Request) -> web.StreamResponse:
+        """Any path that isn't served."""
+        raise APIError(404, f"There is nothing at {request.method} {request.path}.", code="not_found")
+
+    # ------------------------------------------------------------------ the end
+
+    async def drain(self) -> None:
+        """Take no more requests; give open runs the grace time, then end them with an error."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(self._config.server.grace_s):
+                await self.registry.idle()
+        except TimeoutError:
+            for driver in self.registry.live():
+                driver.abandon(_SHUTDOWN)
+            try:
+                async with asyncio.timeout(_CLEANUP_S):
+                    await self.registry.idle()
+            except TimeoutError:
+                _log.warning("some runs did not end in %g s", _CLEANUP_S)
+
+    async def aclose(self, app: web.Application | None = None) -> None:
+        """End every task and close every connection."""
+        await self.background.aclose()
+        await self.executor.aclose()
+        await self.passthrough.aclose()
+        await self.upstreams.aclose()
+
+
+class _Interrupt(msgspec.Struct):
+    text: str
+    source: str = "user"
+
+
+SERVER: Final = web.AppKey("asynclm", Server)
+
+
+def make_app(config: Config, toolbox: Toolbox, environ: Mapping[str, str] = os.environ) -> web.Application:
+    """The proxy as an aiohttp application. Run it with `handler_cancellation=True`, so that a client that leaves ends
+    its run. The upstreams' keys come from `environ`.
+    """
+    app = web.Application(client_max_size=config.server.max_body_bytes)
+    server = app[SERVER] = Server(config, toolbox, environ)
+    server.add_routes(app)
+    app.on_cleanup.append(server.aclose)
+    return app
+
+
+def _policy(request: web.Request, route: Route) -> str:
+    replay = request.headers.get(REPLAY_HEADER, _OFF)
+    if replay != _OFF:
+        raise invalid(f"{REPLAY_HEADER} must be off: recordings are not served yet.", REPLAY_HEADER)
+    policy = request.headers.get(POLICY_HEADER)
+    if policy is None:
+        return route.policy
+    if policy != _OFF and policy not in POLICIES:
+        known = "|".join([*POLICIES, _OFF])
+        raise invalid(f"{POLICY_HEADER} must be one of {known}, not {policy[:40]!r}.", POLICY_HEADER)
+    return policy
+
+
+def _refused(refused: web.HTTPException, max_body_bytes: int) -> APIError:
+    if refused.status == 413:
+        return invalid(f"The request body is larger than {max_body_bytes} bytes.", code="body_too_large", status=413)
+    return APIError(refused.status, refused.reason, code="bad_request")
+
+
+def _no_run(request: web.Request) -> APIError:
+    return APIError(
+        404, f"There is no run {request.match_info['id'][:80]!r} (the last ones are kept).", code="run_not_found"
+    )
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(value), content_type="application/json")

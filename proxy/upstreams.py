@@ -1,0 +1,151 @@
+"""The configured upstreams: a model behind each, and where plain requests go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from asynclm.adapters.models import Abilities, Model
+from asynclm.proxy.config import Config, UnknownModelError, Upstream
+from asynclm.proxy.errors import APIError
+from asynclm.proxy.passthrough import Passthrough, Target
+
+_ANY: Final = "*"
+
+
+class Route:
+    """Where one request goes: the model adapter, the upstream's name for the model, and its address for plain requests.
+
+    `target` is None where the upstream doesn't speak the client's protocol.
+    """
+
+    __slots__ = ("client_model", "model", "policy", "target", "upstream_model")
+
+    def __init__(
+        self, model: Model, target: Target | None, client_model: str, upstream_model: str, policy: str
+    ) -> None:
+        self.model = model
+        self.target = target
+        self.client_model = client_model
+        self.upstream_model = upstream_model
+        self.policy = policy
+
+    def rewritten(self, body: bytes) -> bytes:
+        """The body with the upstream's name for the model; the very same bytes where that is the client's."""
+        if self.client_model == self.upstream_model:
+            return body
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        fields["model"] = msgspec.Raw(msgspec.json.encode(self.upstream_model))
+        return msgspec.json.encode(fields)
+
+
+class Upstreams:
+    """Models and addresses by the client's model name. SDKs are loaded when the first request needs them."""
+
+    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+        self._config = config
+        self._keys = {name: upstream.api_key(environ) for name, upstream in config.upstreams.items()}
+        self._models: dict[str, Model] = {}
+        self._targets = {name: _target(upstream, self._keys[name]) for name, upstream in config.upstreams.items()}
+
+    def route(self, name: str) -> Route:
+        """Where the client's model name leads. Raises `APIError` (404) for a name that nothing takes."""
+        try:
+            entry, upstream, model = self._config.resolve_model(name)
+        except UnknownModelError as error:
+            raise APIError(404, f"{error}.", param="model", code="model_not_found") from None
+        return Route(self._model(upstream), self._target(upstream), name, model, entry.policy)
+
+    def default(self) -> Route:
+        """Where requests without a model go: as the model "*", or to the first upstream."""
+        entry = self._config.models.get(_ANY) or next(iter(self._config.models.values()))
+        return Route(self._model(entry.upstream), self._target(entry.upstream), "", "", entry.policy)
+
+    def _model(self, upstream: str) -> Model:
+        model = self._models.get(upstream)
+        if model is None:
+            model = self._models[upstream] = _new_model(self._config.upstreams[upstream], self._keys[upstream])
+        return model
+
+    def _target(self, upstream: str) -> Target | None:
+        return self._targets[upstream]
+
+    async def models(self, request: web.Request, passthrough: Passthrough) -> web.StreamResponse:
+        """The names in the config and, where any name is taken, those of the upstream behind "*"."""
+        names = [name for name in self._config.models if name != _ANY]
+        entry = self._config.models.get(_ANY)
+        target = self._target(entry.upstream) if entry else None
+        if target is None:
+            found: list[Any] = []
+            if entry is not None:
+                names.append(entry.model or "simulated")
+        elif not names:
+            return await passthrough.forward(request, "/models", b"", target)
+        else:
+            found = _listed(await passthrough.fetch(request, "/models", target))
+        ours = [{"id": name, "object": "model", "created": 0, "owned_by": "asynclm"} for name in names]
+        body = msgspec.json.encode({"object": "list", "data": [*ours, *found]})
+        return web.Response(body=body, content_type="application/json")
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await asyncio.gather(*(model.aclose() for model in self._models.values()))
+
+
+def _listed(body: bytes) -> list[Any]:
+    try:
+        data = msgspec.json.decode(body)["data"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        data = None
+    if not isinstance(data, list):
+        raise APIError(502, "The upstream's list of models is none.", type="upstream_error", code="bad_upstream")
+    return data
+
+
+def _target(upstream: Upstream, key: str | None) -> Target | None:
+    if upstream.kind == "simulated" or upstream.base_url is None:
+        return None
+    headers = dict(upstream.headers)
+    if key:
+        headers.update({"x-api-key": key} if upstream.kind == "anthropic" else {"authorization": f"Bearer {key}"})
+    return Target(
+        upstream.base_url,
+        headers,
+        query=upstream.query,
+        connect_timeout_s=upstream.connect_timeout_s,
+        idle_timeout_s=upstream.idle_timeout_s,
+    )
+
+
+def _new_model(upstream: Upstream, key: str | None) -> Model:
+    abilities = None
+    if upstream.stop_sequences is not None:
+        abilities = Abilities(prefill=upstream.prefill != "none", stop_sequences=upstream.stop_sequences)
+    if upstream.kind == "simulated":
+        from asynclm.adapters.models.simulated.model import SimulatedModel
+
+        return SimulatedModel(
+            ttft_ms=150.0 if upstream.ttft_ms is None else upstream.ttft_ms,
+            tpot_ms=5.0 if upstream.tpot_ms is None else upstream.tpot_ms,
+            inject=True,
+        )
+    common: dict[str, Any] = {
+        "default_abilities": abilities,
+        "headers": upstream.headers,
+        "query": upstream.query,
+        "connect_timeout_s": upstream.connect_timeout_s,
+        "idle_timeout_s": upstream.idle_timeout_s,
+        "retries": upstream.retries + 1,
+    }
+    assert upstream.base_url is not None, "the config gives every hosted upstream an address"
+    if upstream.kind == "anthropic":
+        from asynclm.adapters.models.anthropic import AnthropicModel
+
+        return AnthropicModel(upstream.base_url, key, **common)
+    from asynclm.adapters.models.openai import OpenAIModel
+
+    return OpenAIModel(upstream.base_url, key, prefill_style=upstream.prefill, **common)
