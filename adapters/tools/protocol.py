@@ -18,7 +18,8 @@ class Tool(Protocol):
     async def run(self, arguments: dict[str, Any]) -> object:
         """Run with arguments that were bound and validated against `spec.parameters`.
 
-        Returns the result, of any type; may raise anything, which the model then reads as an error value. Cancelling the
-        awaiting task must cancel the work, as far as that is possible.
+        Returns the result, of any type; may raise anything, which the model then reads as an error value. Cancelling
+        the awaiting task must cancel the work, as far as that is possible: the task ends when the work has ended, and
+        where it can't be stopped (a thread) a second cancellation leaves it behind.
         """
         ...
