@@ -360,8 +360,9 @@ class Run:
     def _advance(self, behind: int | None = None) -> None:
         """Ask the policy for its move and carry it out. `behind`: the offset of a block that was just completed."""
         move = self._move()
-        if move.stop and self._stream is not None and not self._waiting:
-            self._halt(self._stream, behind)
+        stream = self._stream
+        if move.stop and stream is not None and not self._waiting and not self._critical(behind):
+            self._halt(stream, behind)
             self._waiting = True
             self._visible.turn()
             move = self._move()
