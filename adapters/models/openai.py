@@ -1,0 +1,177 @@
+"""Any server that speaks OpenAI's chat completions API: OpenAI, Azure, OpenRouter, vLLM, llama.cpp and many more.
+
+The official SDK gives authentication, base URL and error types. The request goes through its `post` as bytes that are
+ready, and the answer's bytes are read where they arrive: neither is ever an SDK object, which would cost 20 times as
+much a chunk as all the rest here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Literal, cast
+
+import httpx2
+import msgspec
+import openai
+
+from asynclm.adapters.models.chat_completions import ChatDecoder, ChatDocumentDecoder
+from asynclm.adapters.models.protocol import Abilities, Request, Stream
+from asynclm.adapters.models.retry import refused, unreachable
+from asynclm.adapters.models.stream import Decoder
+from asynclm.adapters.models.upstream import Upstream
+from asynclm.cml.transcript import as_prefill, as_turns
+
+PrefillStyle = Literal["none", "prefix", "continue_final_message"]
+
+# OpenAI's reasoning models refuse `stop`. The SDK's reference names o3 and o4-mini; it is taken to hold for the whole
+# o-series, codex and everything since gpt-5, since without a stop sequence the proxy itself cuts the stream at a trap,
+# and with a refused one nothing works. Not for gpt-oss, which is served by others.
+_NO_STOP: Final = re.compile(r"(?:.*/)?(?:ft:)?(?:o\d|codex|gpt-(?:[5-9]|[12]\d)(?!\d))")
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class OpenAIModel:
+    """An OpenAI-compatible upstream (`protocol.Model`).
+
+    `base_url` ends before `/chat/completions`; a query in it goes along with every request, as do `query` and `headers`
+    (Azure: `api-version` and `api-key`). `api_key` is sent as a bearer token; without one, and without an authorizing
+    header in `headers`, the client's own key goes through, and without that no authorization at all. Nothing is taken
+    from `OPENAI_*` variables, which belong to another upstream as like as not.
+
+    `default_abilities` replaces what is assumed by a model's name. `prefill_style` says how the server is told to
+    continue an assistant message: with `"prefix": true` (Mistral, DeepSeek) or with `continue_final_message` (vLLM,
+    SGLang); with `none` it is not asked to, unless `default_abilities` say that it continues a last assistant message
+    by itself. `include_usage=False` leaves out `stream_options`, which some old servers refuse.
+
+    Times in seconds: `connect_timeout_s` for name lookup, TCP and TLS; `first_byte_timeout_s` until the answer begins
+    (default: the idle timeout); `idle_timeout_s` between two reads of it. `retries` is how often a request is sent at
+    most, `max_backoff_s` the longest wait between two attempts (see `retry`). `max_event_bytes` bounds one event of
+    the answer. Raises ValueError for a base URL that is none.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        default_abilities: Abilities | None = None,
+        prefill_style: PrefillStyle = "none",
+        include_usage: bool = True,
+        organization: str | None = None,
+        project: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        connect_timeout_s: float = 10.0,
+        first_byte_timeout_s: float | None = None,
+        idle_timeout_s: float = 300.0,
+        retries: int = 3,
+        max_backoff_s: float = 8.0,
+        max_event_bytes: int = 16 << 20,
+    ) -> None:
+        self._upstream = Upstream(
+            base_url,
+            api_key,
+            headers={
+                **({"OpenAI-Organization": organization} if organization else {}),
+                **({"OpenAI-Project": project} if project else {}),
+                **(headers or {}),
+            },
+            query=query,
+            connect_timeout_s=connect_timeout_s,
+            first_byte_timeout_s=first_byte_timeout_s,
+            idle_timeout_s=idle_timeout_s,
+            retries=retries,
+            max_backoff_s=max_backoff_s,
+        )
+        self._abilities = default_abilities
+        self._prefill_style = prefill_style
+        self._include_usage = include_usage
+        self._max_event_bytes = max_event_bytes
+        self._client = _Client(
+            base_url=self._upstream.url,
+            api_key="never sent",  # each request brings its own key, or says that there is none
+            default_query=self._upstream.query,
+            max_retries=0,
+            timeout=None,
+            http_client=self._upstream.http_client,
+        )
+        self._client.headers = self._upstream.headers
+
+    def abilities(self, model: str) -> Abilities:
+        """What `model` can do: configured, or by OpenAI's names. Unknown ones take stop sequences."""
+        if self._abilities is not None:
+            return self._abilities
+        stop = 0 if _NO_STOP.match(model) else 4
+        return Abilities(prefill=self._prefill_style != "none", stop_sequences=stop)
+
+    async def open(self, request: Request) -> Stream:
+        """Send the request; return once the upstream has accepted it. Raises `ModelError`."""
+        content = self._body(request)
+        key = self._upstream.key_for(request)
+        headers: dict[str, str | openai.Omit] = {}
+        if not self._upstream.has_header("authorization"):
+            headers["Authorization"] = f"Bearer {key}" if key else openai.Omit()
+
+        async def send() -> httpx2.Response:
+            try:
+                response = await self._client.post(
+                    "/chat/completions",
+                    cast_to=httpx2.Response,
+                    content=content,
+                    options={"headers": headers},
+                    stream=True,
+                    stream_cls=openai.AsyncStream[Any],
+                )
+                # Told to cast to the response itself, the SDK hands it back unread and makes no stream of its own.
+                return cast(httpx2.Response, response)
+            except openai.APIStatusError as error:
+                raise refused(error.response, key) from error
+            except openai.APIConnectionError as error:
+                raise unreachable(error) from error
+
+        return await self._upstream.open(send, self._decoder)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._client.close()
+
+    def _decoder(self, whole: bool) -> Decoder:
+        return ChatDocumentDecoder(self._max_event_bytes) if whole else ChatDecoder(self._max_event_bytes)
+
+    def _body(self, request: Request) -> bytes:
+        body: dict[str, Any] = {"model": request.model, **request.parameters, "stream": True}
+        messages = list(request.messages)
+        if request.transcript:
+            if self.abilities(request.model).prefill:
+                text = as_prefill(request.transcript)
+                if text:
+                    message: dict[str, Any] = {"role": "assistant", "content": text}
+                    if self._prefill_style == "continue_final_message":
+                        body["continue_final_message"] = True
+                        body["add_generation_prompt"] = False
+                    elif self._prefill_style == "prefix":
+                        message["prefix"] = True
+                    messages.append(message)
+            else:
+                messages += as_turns(request.transcript)
+        body["messages"] = messages
+        if self._include_usage:
+            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        else:
+            body.pop("stream_options", None)
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if request.max_tokens is not None:
+            body[request.max_tokens_key] = request.max_tokens
+        return _encode(body)
+
+
+class _Client(openai.AsyncOpenAI):
+    """The SDK's client with fixed headers: none from the environment, and none built anew for each request."""
+
+    headers: Mapping[str, str] = {}
+
+    @property
+    def default_headers(self) -> dict[str, str | openai.Omit]:
+        return dict(self.headers)

@@ -1,0 +1,173 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asynclm.adapters.models.chat_completions import ChatDecoder, ChatDocumentDecoder
+from asynclm.adapters.models.protocol import Ended, ReasoningDelta, TextDelta
+from asynclm.cml.usage import Usage
+
+
+def sse(*events) -> bytes:
+    return b"".join(
+        b"data: " + (event if isinstance(event, bytes) else json.dumps(event).encode()) + b"\n\n" for event in events
+    )
+
+
+def delta(finish=None, **fields):
+    return {"id": "c", "choices": [{"index": 0, "delta": fields, "logprobs": None, "finish_reason": finish}]}
+
+
+def decode(*reads: bytes, limit=1 << 20):
+    decoder = ChatDecoder(limit)
+    events = []
+    for data in reads:
+        events += decoder.feed(data)
+        if decoder.done or decoder.failure:
+            return events, decoder.failure
+    return events + decoder.finish(), decoder.failure
+
+
+USAGE = {
+    "prompt_tokens": 9,
+    "completion_tokens": 3,
+    "total_tokens": 12,
+    "prompt_tokens_details": {"cached_tokens": 4, "audio_tokens": None},
+    "completion_tokens_details": {"reasoning_tokens": 2},
+}
+DONE = b"[DONE]"
+STOP = delta("stop")
+
+
+@pytest.mark.parametrize(
+    ("sent", "events"),
+    [
+        ([delta(role="assistant", content=""), delta(content="a"), delta(content="é🙂"), STOP, DONE], "a é🙂 END"),
+        ([delta(content="a", finish="length"), DONE], [TextDelta("a"), Ended("length")]),
+        ([delta(content="a"), STOP], "a END"),  # no [DONE]
+        ([delta(content="a"), DONE], "a END"),  # no finish reason
+        ([delta(content=None), {"choices": []}, {"id": "x"}, {}, {"choices": None}, STOP, DONE], "END"),
+        ([{"choices": [{"delta": None, "finish_reason": ""}, {"index": 1}]}, STOP, DONE], "END"),
+        ([{"choices": [{"index": 1, "delta": {"content": "no"}, "finish_reason": "stop"}]}, STOP], "END"),
+        ([{"choices": [{"index": 0, "delta": {"content": "a"}}, {"index": 1, "delta": {"content": "no"}}]}, STOP],
+         "a END"),
+        ([{"choices": [{"delta": {"content": "a"}}]}, STOP, DONE], "a END"),  # no index
+        ([delta(refusal="I can't"), STOP, DONE], [TextDelta("I can't"), Ended("stop")]),
+        ([delta(reasoning_content="hm"), delta(content="a"), STOP],
+         [ReasoningDelta("hm"), TextDelta("a"), Ended("stop")]),
+        ([delta(reasoning="hm"), STOP], [ReasoningDelta("hm", "reasoning"), Ended("stop")]),
+        (
+            [delta(content=[{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]),
+             delta(content=[{"type": "text", "text": "a"}, {"type": "reference", "reference_ids": [1]}]), STOP],
+            [ReasoningDelta("hm"), TextDelta("a"), Ended("stop")],
+        ),
+        ([delta("tool_calls", tool_calls=[{"index": 0, "id": "x"}]), DONE], [Ended("tool_calls")]),
+        ([STOP, STOP, delta(content="too late"), DONE], "END"),
+        ([delta(content="a"), STOP, DONE, delta(content="too late")], "a END"),
+        ([STOP, {"choices": [], "usage": USAGE}, DONE], [Ended("stop"), Usage(9, 3, 4, 2)]),
+        ([STOP, {"choices": [], "usage": USAGE}], [Ended("stop"), Usage(9, 3, 4, 2)]),
+        (
+            [{**delta(content="a"), "usage": {"prompt_tokens": 1, "completion_tokens": 1}}, {**STOP, "usage": USAGE},
+             DONE],
+            [TextDelta("a"), Ended("stop"), Usage(9, 3, 4, 2)],
+        ),
+        ([{**STOP, "usage": {"prompt_tokens": 5, "prompt_cache_hit_tokens": 3}}, DONE],
+         [Ended("stop"), Usage(5, 0, 3)]),
+    ],
+)  # fmt: skip
+def test_what_servers_send(sent, events):
+    if isinstance(events, str):
+        events = [Ended("stop") if word == "END" else TextDelta(word) for word in events.split()]
+    assert decode(sse(*sent)) == (events, None)
+    stream = sse(*sent)
+    for cut in range(len(stream)):
+        assert decode(stream[:cut], stream[cut:]) == (events, None)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "type", "code", "message"),
+    [
+        ({"error": {"message": "Oops", "type": "server_error", "code": None}}, 502, "server_error", None, "Oops"),
+        ({"error": {"message": "Slow down", "type": "rate_limit", "code": 429}}, 429, "rate_limit", "429", "Slow down"),
+        ({"error": {"message": "Bad", "type": "BadRequestError", "code": "400"}}, 400, "BadRequestError", "400", "Bad"),
+        ({"error": {"message": "Odd", "code": 200}}, 502, "upstream_error", "200", "Odd"),
+        ({"error": "plain"}, 502, "upstream_error", None, "plain"),
+        ({**delta(content=""), "error": {"message": "OpenRouter's"}}, 502, "upstream_error", None, "OpenRouter's"),
+    ],
+)
+def test_an_error_event_fails_the_stream_behind_the_text_before_it(sent, status, type, code, message):
+    events, error = decode(sse(delta(content="a"), sent, DONE))
+    assert events == [TextDelta("a")]
+    assert (error.status, error.type, error.code, error.message) == (status, type, code, message)
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [b"{", b"not json", b"[1]", b"null", b'{"choices": 3}', b'{"choices": [{"delta": {"content": 5}}]}', b'"\xff"'],
+)
+def test_an_event_that_cannot_be_read_fails_the_stream(junk):
+    events, error = decode(sse(delta(content="a"), junk, delta(content="b")))
+    assert events == [TextDelta("a")]
+    assert (error.status, error.code) == (502, "upstream_malformed")
+
+
+def test_an_event_over_the_limit_fails_the_stream():
+    events, error = decode(sse(delta(content="a")), b'data: {"x": "', b"y" * 600, b"y" * 600, limit=1000)
+    assert events == [TextDelta("a")]
+    assert (error.status, error.code) == (502, "upstream_malformed")
+
+
+@pytest.mark.parametrize("stream", [b"", b": hi\n\n", b"\xff\x00junk", sse(delta(content="a")), sse(STOP)[:-9]])
+def test_a_stream_that_breaks_off_before_the_model_stopped_fails(stream):
+    _, error = decode(stream)
+    assert (error.status, error.code) == (502, "upstream_disconnected")
+
+
+def test_an_error_event_counts_even_if_it_is_the_last_thing_that_came():
+    _, error = decode(b'data: {"error": {"message": "Oops", "code": 503}}')
+    assert (error.status, error.message) == (503, "Oops")
+
+
+@given(st.lists(st.text(min_size=1)), st.integers(1, 50))
+def test_any_text_in_any_split(texts, size):
+    stream = sse(*(delta(content=text) for text in texts), STOP, DONE)
+    reads = [stream[i : i + size] for i in range(0, len(stream), size)]
+    assert decode(*reads) == ([*(TextDelta(text) for text in texts), Ended("stop")], None)
+
+
+@given(st.lists(st.binary(max_size=60).filter(lambda read: DONE not in read)))
+def test_junk_never_raises(reads):
+    events, error = decode(*(b"data: " + read for read in reads), limit=100)
+    assert error is not None
+    assert not any(isinstance(event, Ended) for event in events)
+
+
+def whole(document: bytes, limit=1000):
+    decoder = ChatDocumentDecoder(limit)
+    events = decoder.feed(document[:7]) + decoder.feed(document[7:])
+    return events if decoder.failure else events + decoder.finish(), decoder.failure
+
+
+def test_a_whole_answer():
+    message = {"role": "assistant", "content": "a", "reasoning_content": "hm", "refusal": None}
+    document = {"choices": [{"index": 0, "message": message, "finish_reason": "length"}], "usage": USAGE}
+    assert whole(json.dumps(document).encode()) == (
+        [ReasoningDelta("hm"), TextDelta("a"), Ended("length"), Usage(9, 3, 4, 2)],
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "status", "code"),
+    [
+        (b"", 502, "upstream_malformed"),
+        (b"{}", 502, "upstream_malformed"),
+        (b'{"choices": [{"index": 0}]}', 502, "upstream_malformed"),
+        (b'{"error": {"message": "x", "code": 429}}', 429, "429"),
+        (b'"' + b"x" * 2000, 502, "upstream_malformed"),
+    ],
+)
+def test_a_whole_answer_that_is_none(document, status, code):
+    events, error = whole(document)
+    assert (events, error.status, error.code) == ([], status, code)
