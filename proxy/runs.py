@@ -24,7 +24,7 @@ from asynclm.proxy.errors import api_error
 from asynclm.proxy.executor import Executor
 from asynclm.proxy.registry import Registry, new_timeline
 from asynclm.proxy.sinks import StreamSink, WholeSink
-from asynclm.proxy.upstreams import Route
+from asynclm.proxy.upstreams import Route, Upstreams
 
 RUN_ID_HEADER: Final = "x-asynclm-run-id"
 REQUEST_ID_HEADER: Final = "x-request-id"
@@ -35,13 +35,20 @@ class Runs:
     """Answers chat requests that are not passed through."""
 
     def __init__(
-        self, config: Config, toolbox: Toolbox, executor: Executor, registry: Registry, background: Background
+        self,
+        config: Config,
+        toolbox: Toolbox,
+        upstreams: Upstreams,
+        executor: Executor,
+        registry: Registry,
+        background: Background,
     ) -> None:
         self._server = config.server
         self._limits = config.limits.of_a_run()
         self._room = config.limits.cml_tokens
         self._toolbox = toolbox
         self._instructions = instructions(toolbox.specs())
+        self._upstreams = upstreams
         self._executor = executor
         self._registry = registry
         self._background = background
@@ -64,7 +71,8 @@ class Runs:
         catalog: Catalog | None,
         messages: Sequence[dict[str, Any]],
     ) -> web.StreamResponse:
-        abilities = route.model.abilities(route.upstream_model)
+        model = self._upstreams.model(route)
+        abilities = model.abilities(route.upstream_model)
         run = Run(
             catalog,
             POLICIES["auto" if policy == _OFF else policy],
@@ -102,7 +110,7 @@ class Runs:
         timeline = new_timeline(id, chat.model, policy)
         driver = Driver(
             run,
-            route.model,
+            model,
             prepare,
             self._executor,
             timeline,

@@ -57,7 +57,7 @@ class Server:
             queue_timeout_s=limits.queue_timeout_s,
             max_result_bytes=limits.max_result_bytes,
         )
-        self._runs = Runs(config, toolbox, self.executor, self.registry, self.background)
+        self._runs = Runs(config, toolbox, self.upstreams, self.executor, self.registry, self.background)
 
     def add_routes(self, app: web.Application) -> None:
         """Route every path of the public contract."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -17,22 +17,17 @@ from asynclm.proxy.passthrough import Passthrough, Target
 _ANY: Final = "*"
 
 
-class Route:
-    """Where one request goes: the model adapter, the upstream's name for the model, and its address for plain requests.
+class Route(NamedTuple):
+    """Where one request goes: the upstream, the model's names here and there, and the address for plain requests.
 
     `target` is None where the upstream doesn't speak the client's protocol.
     """
 
-    __slots__ = ("client_model", "model", "policy", "target", "upstream_model")
-
-    def __init__(
-        self, model: Model, target: Target | None, client_model: str, upstream_model: str, policy: str
-    ) -> None:
-        self.model = model
-        self.target = target
-        self.client_model = client_model
-        self.upstream_model = upstream_model
-        self.policy = policy
+    upstream: str
+    target: Target | None
+    client_model: str
+    upstream_model: str
+    policy: str
 
     def rewritten(self, body: bytes) -> bytes:
         """The body with the upstream's name for the model; the very same bytes where that is the client's."""
@@ -58,27 +53,25 @@ class Upstreams:
             entry, upstream, model = self._config.resolve_model(name)
         except UnknownModelError as error:
             raise APIError(404, f"{error}.", param="model", code="model_not_found") from None
-        return Route(self._model(upstream), self._target(upstream), name, model, entry.policy)
+        return Route(upstream, self._targets[upstream], name, model, entry.policy)
 
     def default(self) -> Route:
         """Where requests without a model go: as the model "*", or to the first upstream."""
         entry = self._config.models.get(_ANY) or next(iter(self._config.models.values()))
-        return Route(self._model(entry.upstream), self._target(entry.upstream), "", "", entry.policy)
+        return Route(entry.upstream, self._targets[entry.upstream], "", "", entry.policy)
 
-    def _model(self, upstream: str) -> Model:
-        model = self._models.get(upstream)
-        if model is None:
-            model = self._models[upstream] = _new_model(self._config.upstreams[upstream], self._keys[upstream])
-        return model
-
-    def _target(self, upstream: str) -> Target | None:
-        return self._targets[upstream]
+    def model(self, route: Route) -> Model:
+        """The model adapter of a route, made when it is first asked for."""
+        name = route.upstream
+        if name not in self._models:
+            self._models[name] = _new_model(self._config.upstreams[name], self._keys[name])
+        return self._models[name]
 
     async def models(self, request: web.Request, passthrough: Passthrough) -> web.StreamResponse:
         """The names in the config and, where any name is taken, those of the upstream behind "*"."""
         names = [name for name in self._config.models if name != _ANY]
         entry = self._config.models.get(_ANY)
-        target = self._target(entry.upstream) if entry else None
+        target = self._targets[entry.upstream] if entry else None
         if target is None:
             found: list[Any] = []
             if entry is not None:
