@@ -83,7 +83,11 @@ class HTTPStream:
 
     async def aclose(self) -> None:
         """Close, upstream too: the connection is dropped if the model is still writing. Safe to call twice."""
-        if not self._over:
+        if self._over:
+            return
+        if self._decoder.ended:
+            self._complete()
+        else:
             self._drop()
 
     async def _read(self) -> bytes | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from asynclm.adapters.models import ModelError, Request, Stream, StreamEvent
 
@@ -101,8 +101,7 @@ class _Connection(asyncio.Protocol):
         self.tasks: set[asyncio.Future[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         self.upstream.connections += 1
         self.upstream.open += 1
         self.upstream.idle.clear()

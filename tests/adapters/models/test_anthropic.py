@@ -156,7 +156,7 @@ async def test_silence(upstream):
         exchange.head()
         exchange.chunk(sse(START, TEXT))
 
-    quick = {"first_byte_timeout_s": 0.05, "idle_timeout_s": 0.05}
+    quick = {"first_byte_timeout_s": 0.2, "idle_timeout_s": 0.2}
     async with opened(upstream, lambda exchange: None, begin, **quick) as model:
         with pytest.raises(ModelError) as caught:
             await model.open(request())

@@ -136,6 +136,14 @@ async def test_configured_abilities_win():
     assert OpenAIModel("http://x", default_abilities=abilities).abilities("o3") is abilities
 
 
+async def test_a_server_that_continues_the_last_assistant_message_by_itself(upstream):
+    async with opened(upstream, default_abilities=Abilities(prefill=True)) as model:
+        await collect(await model.open(request(transcript=SEGMENTS)))
+    body = upstream.last.json
+    assert body["messages"][1:] == [{"role": "assistant", "content": f"{SEGMENTS[0].text}\n{SEGMENTS[1].text}"}]
+    assert "continue_final_message" not in body
+
+
 @pytest.mark.parametrize(
     ("options", "client", "sent"),
     [
@@ -267,7 +275,7 @@ async def test_a_server_that_forgets_to_end_after_the_finish_reason(upstream):
         exchange.chunk(sse(delta("Hello", "stop")))
         exchange.close()
 
-    async with opened(upstream, stall, cut, idle_timeout_s=0.05) as model:
+    async with opened(upstream, stall, cut, idle_timeout_s=0.2) as model:
         assert await collect(await model.open(request())) == EVENTS
         await upstream.last.gone.wait()
         assert await collect(await model.open(request())) == EVENTS
@@ -433,12 +441,12 @@ async def test_silence_in_the_answer(upstream):
         exchange.head()
         exchange.chunk(sse(delta("Hello")))
 
-    async with opened(upstream, answer, idle_timeout_s=0.05, first_byte_timeout_s=30.0) as model:
+    async with opened(upstream, answer, idle_timeout_s=0.2, first_byte_timeout_s=30.0) as model:
         events, error = await collect_failing(await model.open(request()))
         await upstream.last.gone.wait()
     assert events == [TextDelta("Hello")]
     assert (error.status, error.code) == (504, "upstream_timeout")
-    assert error.message == "The upstream sent nothing for 0.05 s (in the middle of the answer)."
+    assert error.message == "The upstream sent nothing for 0.2 s (in the middle of the answer)."
 
 
 async def test_time_that_nobody_reads_is_not_silence(upstream):
@@ -573,6 +581,28 @@ async def test_closing_drops_the_connection(upstream):
         await upstream.last.gone.wait()
         await stream.aclose()
         assert [batch async for batch in stream] == []
+
+
+async def test_closing_behind_the_models_end_keeps_the_connection(upstream):
+    closed = asyncio.Event()
+
+    async def answer(exchange):
+        exchange.head()
+        exchange.chunk(sse(delta("Hello", "stop")))
+        await closed.wait()
+        exchange.chunk(DONE)
+        exchange.end()
+
+    async with opened(upstream, answer, answer_hello) as model:
+        stream = await model.open(request())
+        assert await anext(aiter(stream)) == EVENTS
+        await stream.aclose()
+        assert in_use(model) == 1
+        closed.set()
+        while in_use(model):
+            await asyncio.sleep(0)
+        assert await collect(await model.open(request())) == EVENTS
+        assert upstream.connections == 1
 
 
 async def test_closing_while_another_task_reads(upstream):

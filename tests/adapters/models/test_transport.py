@@ -1,5 +1,9 @@
 """What the transport does on its own: proxies, cookies, error answers without end."""
 
+import contextlib
+import socket
+import sys
+
 import pytest
 from loopback import collect, request
 
@@ -46,6 +50,23 @@ def test_a_proxy_of_another_kind_is_named_at_once(monkeypatch):
     with pytest.raises(ValueError, match="the proxy in the environment for somewhere") as caught:
         OpenAIModel("http://somewhere.invalid/v1")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full backlog refuses connections")
+async def test_a_connection_that_takes_too_long(sleeps):
+    with contextlib.ExitStack() as sockets:
+        listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(2):  # nobody accepts: the third one gets no answer
+            filler = sockets.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        model = OpenAIModel(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", connect_timeout_s=0.05, retries=2)
+        with pytest.raises(ModelError) as caught:
+            await model.open(request())
+        await model.aclose()
+    assert (caught.value.status, caught.value.code) == (502, "upstream_unreachable")
+    assert caught.value.message == "The upstream could not be reached: the connection could not be made in time."
+    assert len(sleeps) == 1
 
 
 async def test_cookies_are_not_kept(upstream):
