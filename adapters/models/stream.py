@@ -85,7 +85,7 @@ class HTTPStream:
         """Close, upstream too: the connection is dropped if the model is still writing. Safe to call twice."""
         if self._over:
             return
-        if self._decoder.ended:
+        if self._decoder.ended and self._waiting_since is None:
             self._complete()
         else:
             self._drop()

@@ -9,10 +9,9 @@ response whose bytes can be read without any layer between (`Body.read`) and who
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 from urllib.request import getproxies, proxy_bypass
 
@@ -40,8 +39,9 @@ class Body(httpx2.AsyncByteStream):
         Raises an `httpx2.TransportError` when the connection breaks, or is aborted.
         """
         try:
-            with _errors_mapped():
-                return await self._response.content.readany()
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _mapped(error) from error
         except RuntimeError as error:
             # aiohttp's word for reading from a connection that was closed on this side.
             raise httpx2.ReadError("the connection was closed") from error
@@ -102,7 +102,7 @@ class Transport(httpx2.AsyncBaseTransport):
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=self._keepalive_s, ssl=self._ssl)
             session = self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         content = request.content
-        with _errors_mapped():
+        try:
             response = await session.request(
                 request.method,
                 yarl.URL(str(request.url), encoded=True),
@@ -112,6 +112,8 @@ class Transport(httpx2.AsyncBaseTransport):
                 timeout=self._timeout,
                 proxy=self._proxy,
             )
+        except (aiohttp.ClientError, OSError) as error:
+            raise _mapped(error) from error
         body = Body(response)
         headers = [pair for pair in response.raw_headers if pair[0].lower() not in _KEPT_BACK]
         return httpx2.Response(response.status, headers=headers, stream=body, extensions={_BODY: body})
@@ -122,18 +124,14 @@ class Transport(httpx2.AsyncBaseTransport):
             await self._session.close()
 
 
-@contextlib.contextmanager
-def _errors_mapped() -> Iterator[None]:
-    try:
-        yield
-    except aiohttp.ConnectionTimeoutError as error:
-        raise httpx2.ConnectTimeout("the connection could not be made in time") from error
-    except aiohttp.ClientConnectorError as error:
-        raise httpx2.ConnectError(_reason(error)) from error
-    except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as error:
-        raise httpx2.RemoteProtocolError("what came is not proper HTTP, or was cut short") from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise httpx2.ReadError("the connection was closed") from error
+def _mapped(error: Exception) -> httpx2.TransportError:
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return httpx2.ConnectTimeout("the connection could not be made in time")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return httpx2.ConnectError(_reason(error))
+    if isinstance(error, aiohttp.ClientResponseError | aiohttp.ClientPayloadError):
+        return httpx2.RemoteProtocolError("what came is not proper HTTP, or was cut short")
+    return httpx2.ReadError("the connection was closed")
 
 
 def _reason(error: aiohttp.ClientConnectorError) -> str:

@@ -625,6 +625,22 @@ async def test_closing_while_another_task_reads(upstream):
         assert await reader == [TextDelta("Hello")]
 
 
+async def test_closing_behind_the_models_end_while_another_task_reads(upstream):
+    async def answer(exchange):
+        exchange.head()
+        exchange.chunk(sse(delta("Hello", "stop")))
+        await exchange.gone.wait()
+
+    async with opened(upstream, answer) as model:
+        stream = await model.open(request())
+        assert await anext(aiter(stream)) == EVENTS
+        reader = asyncio.ensure_future(collect(stream))
+        await asyncio.sleep(0)
+        await stream.aclose()
+        assert await reader == []
+        await upstream.last.gone.wait()
+
+
 async def test_closing_while_the_upstream_writes_and_nobody_reads(upstream):
     async def flood(exchange):
         exchange.head()
