@@ -7,9 +7,8 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from harness import answer_of, proxy_for
 from upstream import Answer, ScriptedUpstream
-
-from proxy import answer_of, proxy_for
 
 QUESTION = [{"role": "user", "content": "Go."}]
 

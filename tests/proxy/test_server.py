@@ -6,9 +6,8 @@ import json
 import aiohttp
 import openai
 import pytest
+from harness import answer_of, proxy_for
 from upstream import Answer, ScriptedUpstream
-
-from proxy import answer_of, proxy_for
 
 
 def add(x: int, y: int = 1) -> int:
