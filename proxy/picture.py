@@ -14,8 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from asynclm.cml.timeline import Timeline
-
-from .lanes import Lane, MarkKind, SpanKind, lanes, length
+from asynclm.proxy.lanes import Lane, MarkKind, SpanKind, lanes, length
 
 _MAX_LABEL: Final = 26
 _MIN_TICK: Final = 8  # columns
@@ -31,6 +30,7 @@ _SPANS: Final[dict[SpanKind, tuple[str, str, str, str]]] = {
     "failed": ("▓", "%", "red", "runs, and fails"),
     "held": ("─", "-", "magenta", "result not yet delivered"),
 }
+_WORK: Final = frozenset({"text", "block", "running", "failed"})
 _MARKS: Final[dict[MarkKind, tuple[str, str, str, str]]] = {
     "interrupt": ("▼", "v", "bold magenta", "interrupt"),
     "trap": ("◆", "T", "bold yellow", "trap"),
@@ -47,9 +47,7 @@ class Picture:
     `titles` stand above each run (default: its policy). `legend` says whether the glyphs are explained below.
     """
 
-    def __init__(
-        self, timelines: Sequence[Timeline], *, titles: Sequence[str] | None = None, legend: bool = True
-    ) -> None:
+    def __init__(self, *timelines: Timeline, titles: Sequence[str] | None = None, legend: bool = True) -> None:
         self._timelines = timelines
         self._titles = titles if titles is not None else [timeline.policy for timeline in timelines]
         self._legend = legend
@@ -93,7 +91,7 @@ def _draw(lane: Lane, total: float, width: int, ascii_only: bool) -> Text:
 
 
 def _cells(lane: Lane, total: float, width: int) -> list[SpanKind | None]:
-    """What fills most of each column; a span that fills most of none still gets the column it begins in."""
+    """What fills most of each column. Work that fills most of none still gets the column it begins in."""
     covered: list[dict[SpanKind, float]] = [{} for _ in range(width)]
     cell = total / width
     for span in lane.spans:
@@ -109,7 +107,7 @@ def _cells(lane: Lane, total: float, width: int) -> list[SpanKind | None]:
     for span in lane.spans:
         first = min(int(span.start / cell), width - 1)
         last = min(int(span.end / cell), width - 1)
-        if span.end > span.start and all(cells[at] is None for at in range(first, last + 1)):
+        if span.kind in _WORK and all(cells[at] is None for at in range(first, last + 1)):
             cells[first] = span.kind
     return cells
 

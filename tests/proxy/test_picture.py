@@ -182,16 +182,16 @@ c                               x
 
 
 def test_the_picture() -> None:
-    assert drawn(Picture([RESUMED]), 65) == GOLDEN
+    assert drawn(Picture(RESUMED), 65) == GOLDEN
 
 
 def test_the_picture_in_ascii() -> None:
-    assert drawn(Picture([RESUMED], legend=False), 56, "ascii") == ASCII.rstrip()
+    assert drawn(Picture(RESUMED, legend=False), 56, "ascii") == ASCII.rstrip()
 
 
 def test_several_runs_share_a_scale() -> None:
     short = timeline((0.0, "opened", {"stream": 0}), (0.5, "closed", {"stream": 0}), policy="auto")
-    lines = drawn(Picture([RESUMED, short], titles=["one", "two"], legend=False), 128).splitlines()
+    lines = drawn(Picture(RESUMED, short, titles=["one", "two"], legend=False), 128).splitlines()
     assert [line for line in lines if line.endswith(" ms")] == ["one  1000 ms", "two  500 ms"]
     assert lines[-2] == "stream" + " " * 22 + "░" * 50  # 100 columns are a second
     assert lines[-1].lstrip().startswith("|0 ms")
@@ -199,8 +199,8 @@ def test_several_runs_share_a_scale() -> None:
 
 @pytest.mark.parametrize("width", [20, 40, 300])
 def test_any_width_holds(width: int) -> None:
-    assert max(map(len, drawn(Picture([RESUMED], titles=["x"]), width).splitlines())) <= width
+    assert max(map(len, drawn(Picture(RESUMED, titles=["x"]), width).splitlines())) <= width
 
 
 def test_an_empty_timeline_is_drawn_too() -> None:
-    assert drawn(Picture([timeline()]), 40).startswith("coalesce  0 ms")
+    assert drawn(Picture(timeline()), 40).startswith("coalesce  0 ms")

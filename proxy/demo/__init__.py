@@ -1,0 +1,1 @@
+"""`asynclm demo`: BFCL tasks through the official client, the proxy and the simulated model, policy against policy."""
