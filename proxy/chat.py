@@ -44,7 +44,10 @@ _OURS: Final = frozenset(
     }
 )
 _MAX_STOPS: Final = 4
-_OFF: Final = "send the header x-asynclm-policy: off to pass the request through without the proxy's tools"
+_WITH_TOOLS: Final = "when the proxy runs tools (x-asynclm-policy: off passes a request through without them)"
+    "when the proxy runs tools (the header x-asynclm-policy: off passes a request through without them)"
+)
+_TRANSLATED: Final = "from this upstream"
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
@@ -79,15 +82,18 @@ def model_of(body: bytes) -> str | None:
         raise invalid(f"The request body is not valid JSON: {error}", code="invalid_json") from None
 
 
-def parse(body: bytes) -> ChatRequest:
-    """Read a chat request that is to run here. Raises `APIError` (400) naming the parameter."""
+def parse(body: bytes, *, with_tools: bool = True) -> ChatRequest:
+    """Read a chat request that is to run here, with the proxy's tools or only translated for another API.
+
+    Raises `APIError` (400) naming the parameter.
+    """
     try:
         request = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"The request body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(request, dict):
         raise invalid("The request body must be a JSON object.")
-    _refuse(request)
+    _refuse(request, _WITH_TOOLS if with_tools else _TRANSLATED)
     model = request.get("model")
     if not isinstance(model, str) or not model:
         raise invalid("model must be a string: the name of the model to use.", "model")
@@ -194,22 +200,22 @@ def _stop(stop: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _refuse(request: dict[str, Any]) -> None:
+def _refuse(request: dict[str, Any], when: str) -> None:
     """Raise for what can't be kept over several streams, or together with blocks."""
     n = request.get("n")
     if n is not None and n != 1:
-        raise _unsupported("n", "n must be 1 when the proxy runs tools: it gives one answer")
+        raise _unsupported("n", f"n must be 1 {when}: there is one answer")
     if request.get("logprobs") or request.get("top_logprobs"):
-        raise _unsupported("logprobs", "logprobs are not available when the proxy runs tools")
+        raise _unsupported("logprobs", f"logprobs are not available {when}")
     form = request.get("response_format")
     if form is not None and not (isinstance(form, dict) and form.get("type") == "text"):
-        raise _unsupported("response_format", "response_format must be text when the proxy runs tools")
+        raise _unsupported("response_format", f"response_format must be text {when}")
     if request.get("audio") or "audio" in (request.get("modalities") or ()):
-        raise _unsupported("modalities", "only text can be answered when the proxy runs tools")
+        raise _unsupported("modalities", f"the answer is text only {when}")
     for key in ("tools", "functions"):
         if request.get(key):
-            raise _unsupported(key, f"{key} of the client's own can't yet be mixed with the proxy's tools")
+            raise _unsupported(key, f"{key} of the client's own are not available {when}")
 
 
 def _unsupported(param: str, message: str) -> APIError:
-    return APIError(400, f"{message}; {_OFF}.", type=INVALID_REQUEST, param=param, code="unsupported_parameter")
+    return APIError(400, f"{message}.", type=INVALID_REQUEST, param=param, code="unsupported_parameter")

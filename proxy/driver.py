@@ -11,7 +11,6 @@ and the path of a chunk is: bytes, delta, machine, bytes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
@@ -260,8 +259,7 @@ class Driver:
         if self._shown:
             self._timeline.add(self._elapsed(), "text", stream=number, text="".join(self._shown))
             self._shown.clear()
-        with contextlib.suppress(ConnectionError):  # the client left: the server is about to cancel the run
-            await self._sink.flush()
+        await self._sink.flush()
 
     # ------------------------------------------------------------------ calls
 

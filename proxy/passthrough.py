@@ -8,6 +8,7 @@ it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Final
 
@@ -62,6 +63,10 @@ class Passthrough:
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self._open: set[aiohttp.ClientResponse] = set()  # answers being streamed through
+        self._abandoned = False
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:  # it must be made inside the event loop
@@ -81,9 +86,22 @@ class Passthrough:
         if self._session is not None:
             await self._session.close()
 
-    async def fetch(self, request: web.Request, path: str, target: Target) -> bytes:
+    async def idle(self) -> None:
+        """Wait until nothing is being streamed through."""
+        await self._idle.wait()
+
+    def abandon(self) -> None:
+        """End every stream that is under way; streams of events end with an error event."""
+        self._abandoned = True
+        for upstream in list(self._open):
+            upstream.close()
+
+    async def fetch(
+        self, request: web.Request, path: str, target: Target, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         """The body of a small answer to the same request, sent to `path`. Raises `APIError`, also if it is no 200."""
-        upstream = await self._send(request, path, b"", target, plain=True)
+        more = {**(headers or {}), "accept-encoding": "identity"}
+        upstream = await self._send(request, path, b"", target, more)
         try:
             if upstream.status != 200:
                 raise APIError(
@@ -103,18 +121,22 @@ class Passthrough:
     async def forward(self, request: web.Request, path: str, body: bytes, target: Target) -> web.StreamResponse:
         """Send the request to `path` (behind the base URL) and stream the answer back. Raises `APIError`."""
         upstream = await self._send(request, path, body, target)
+        self._open.add(upstream)
+        self._idle.clear()
         try:
             return await self._answer(request, upstream)
         finally:
             # Nothing but closing: a connection with an answer half read can't be used again.
             upstream.close()
+            self._open.discard(upstream)
+            if not self._open:
+                self._idle.set()
 
     async def _send(
-        self, request: web.Request, path: str, body: bytes, target: Target, *, plain: bool = False
+        self, request: web.Request, path: str, body: bytes, target: Target, more: Mapping[str, str] | None = None
     ) -> aiohttp.ClientResponse:
         headers = _headers(request, target)
-        if plain:
-            headers["accept-encoding"] = "identity"
+        headers.update(more or {})
         try:
             return await self._connected().request(
                 request.method,
@@ -160,12 +182,14 @@ class Passthrough:
         except (aiohttp.ClientError, TimeoutError) as error:
             if request.transport is None or request.transport.is_closing():
                 return response  # it was the client who left
-            silent = isinstance(error, TimeoutError)
+            message, code = "The upstream broke off the stream.", "upstream_disconnected"
+            if self._abandoned:
+                message, code = "The proxy is shutting down.", "server_shutdown"
+            elif isinstance(error, TimeoutError):
+                message, code = "The upstream fell silent.", "upstream_timeout"
             if upstream.content_type != "text/event-stream":
                 request.transport.abort()
                 return response
-            message = "The upstream fell silent." if silent else "The upstream broke off the stream."
-            code = "upstream_timeout" if silent else "upstream_disconnected"
             await response.write(b"\n\ndata: " + error_body(message, "upstream_error", code, None) + b"\n\n")
         await response.write_eof()
         return response

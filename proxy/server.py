@@ -104,9 +104,9 @@ class Server:
         route = self._route(body)
         policy = _policy(request, route)
         if policy == _OFF or not len(self._toolbox):
-            if route.target is not None:
-                return await self.passthrough.forward(request, "/chat/completions", route.rewritten(body), route.target)
-            return await self._runs.plain(request, parse(body), route)
+            if route.target is None or route.translated:
+                return await self._runs.plain(request, parse(body, with_tools=False), route)
+            return await self.passthrough.forward(request, "/chat/completions", route.rewritten(body), route.target)
         return await self._runs.answer(request, parse(body), route, policy)
 
     async def models(self, request: web.Request) -> web.StreamResponse:
@@ -172,19 +172,24 @@ class Server:
     # ------------------------------------------------------------------ the end
 
     async def drain(self) -> None:
-        """Take no more requests; give open runs the grace time, then end them with an error."""
+        """Take no more requests; give open ones the grace time, then end them with an error."""
         self._draining = True
+        if await self._idle(self._config.server.grace_s):
+            return
+        for driver in self.registry.live():
+            driver.abandon(_SHUTDOWN)
+        self.passthrough.abandon()
+        if not await self._idle(_CLEANUP_S):
+            _log.warning("some requests did not end in %g s", _CLEANUP_S)
+
+    async def _idle(self, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(self._config.server.grace_s):
+            async with asyncio.timeout(seconds):
                 await self.registry.idle()
+                await self.passthrough.idle()
         except TimeoutError:
-            for driver in self.registry.live():
-                driver.abandon(_SHUTDOWN)
-            try:
-                async with asyncio.timeout(_CLEANUP_S):
-                    await self.registry.idle()
-            except TimeoutError:
-                _log.warning("some runs did not end in %g s", _CLEANUP_S)
+            return False
+        return True
 
     async def aclose(self, app: web.Application | None = None) -> None:
         """End every task and close every connection."""

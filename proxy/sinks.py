@@ -57,16 +57,23 @@ class StreamSink:
         """Begin the response, with the role."""
         if self.opened or self._closed:
             return
-        await self._response.prepare(self._request)
+        try:
+            await self._response.prepare(self._request)
+        except ConnectionError:
+            self.close()
+            return
         self._answer.begin()
         await self.flush()
         self._timer = self._loop.call_later(self._heartbeat_s, self._beat)
 
     async def flush(self) -> None:
-        """Send what there is, as one write."""
+        """Send what there is, as one write. A client that has left is not an error: the server will cancel the run."""
         if self._answer and not self._closed:
             self._wrote = self._loop.time()
-            await self._response.write(self._answer.take())
+            try:
+                await self._response.write(self._answer.take())
+            except ConnectionError:
+                self.close()
 
     async def finish(self, reason: str, usage: Usage, extra: Mapping[str, Any]) -> web.StreamResponse:
         """End the answer."""

@@ -15,16 +15,18 @@ from asynclm.proxy.errors import APIError
 from asynclm.proxy.passthrough import Passthrough, Target
 
 _ANY: Final = "*"
+_ANTHROPIC_VERSION: Final = "2023-06-01"
 
 
 class Route(NamedTuple):
     """Where one request goes: the upstream, the model's names here and there, and the address for plain requests.
 
-    `target` is None where the upstream doesn't speak the client's protocol.
+    `target` is None where the upstream is no server. `translated`: it is one, but its chat API is not the client's.
     """
 
     upstream: str
     target: Target | None
+    translated: bool
     client_model: str
     upstream_model: str
     policy: str
@@ -53,12 +55,16 @@ class Upstreams:
             entry, upstream, model = self._config.resolve_model(name)
         except UnknownModelError as error:
             raise APIError(404, f"{error}.", param="model", code="model_not_found") from None
-        return Route(upstream, self._targets[upstream], name, model, entry.policy)
+        return self._route(upstream, name, model, entry.policy)
 
     def default(self) -> Route:
         """Where requests without a model go: as the model "*", or to the first upstream."""
         entry = self._config.models.get(_ANY) or next(iter(self._config.models.values()))
-        return Route(entry.upstream, self._targets[entry.upstream], "", "", entry.policy)
+        return self._route(entry.upstream, "", "", entry.policy)
+
+    def _route(self, upstream: str, client_model: str, upstream_model: str, policy: str) -> Route:
+        translated = self._config.upstreams[upstream].kind == "anthropic"
+        return Route(upstream, self._targets[upstream], translated, client_model, upstream_model, policy)
 
     def model(self, route: Route) -> Model:
         """The model adapter of a route, made when it is first asked for."""
@@ -76,10 +82,14 @@ class Upstreams:
             found: list[Any] = []
             if entry is not None:
                 names.append(entry.model or "simulated")
-        elif not names:
-            return await passthrough.forward(request, "/models", b"", target)
-        else:
+        elif entry is not None and self._config.upstreams[entry.upstream].kind == "anthropic":
+            body = await passthrough.fetch(request, "/models", target, {"anthropic-version": _ANTHROPIC_VERSION})
+            names += [str(model["id"]) for model in _listed(body)]
+            found = []
+        elif names:
             found = _listed(await passthrough.fetch(request, "/models", target))
+        else:
+            return await passthrough.forward(request, "/models", b"", target)
         ours = [{"id": name, "object": "model", "created": 0, "owned_by": "asynclm"} for name in names]
         body = msgspec.json.encode({"object": "list", "data": [*ours, *found]})
         return web.Response(body=body, content_type="application/json")
@@ -94,7 +104,7 @@ def _listed(body: bytes) -> list[Any]:
         data = msgspec.json.decode(body)["data"]
     except (msgspec.DecodeError, KeyError, TypeError):
         data = None
-    if not isinstance(data, list):
+    if not isinstance(data, list) or not all(isinstance(model, dict) and "id" in model for model in data):
         raise APIError(502, "The upstream's list of models is none.", type="upstream_error", code="bad_upstream")
     return data
 
@@ -105,8 +115,11 @@ def _target(upstream: Upstream, key: str | None) -> Target | None:
     headers = dict(upstream.headers)
     if key:
         headers.update({"x-api-key": key} if upstream.kind == "anthropic" else {"authorization": f"Bearer {key}"})
+    base_url = upstream.base_url
+    if upstream.kind == "anthropic":  # its SDK's base URL ends before the version, OpenAI's behind it
+        base_url = base_url.rstrip("/").removesuffix("/v1") + "/v1"
     return Target(
-        upstream.base_url,
+        base_url,
         headers,
         query=upstream.query,
         connect_timeout_s=upstream.connect_timeout_s,

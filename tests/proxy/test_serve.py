@@ -76,7 +76,8 @@ async def test_serve_answers_and_stops_cleanly(tmp_path: Path) -> None:
             assert (process.returncode, out, err) == (0, b"", b"")
 
 
-async def test_open_runs_get_a_grace_time_and_then_an_error_event(tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["auto", "off"])
+async def test_open_answers_get_a_grace_time_and_then_an_error_event(tmp_path: Path, policy: str) -> None:
     hold = asyncio.Event()
     async with ScriptedUpstream([Answer("So ", "far.", hold=hold, hold_at=1)]) as upstream:
         config(tmp_path, upstream.url)
@@ -85,7 +86,9 @@ async def test_open_runs_get_a_grace_time_and_then_an_error_event(tmp_path: Path
             hold.clear()
             async with serving(tmp_path, ASYNCLM_SERVER_GRACE_S=grace) as (process, url):
                 async with openai.AsyncOpenAI(base_url=url, api_key="sk-x", max_retries=0) as client:
-                    stream = await client.chat.completions.create(model="m", messages=messages, stream=True)
+                    stream = await client.chat.completions.create(
+                        model="m", messages=messages, stream=True, extra_headers={"x-asynclm-policy": policy}
+                    )
                     await anext(stream)
                     process.send_signal(signal.SIGTERM)
                     if ends_well:
