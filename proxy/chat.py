@@ -45,8 +45,6 @@ _OURS: Final = frozenset(
 )
 _MAX_STOPS: Final = 4
 _WITH_TOOLS: Final = "when the proxy runs tools (x-asynclm-policy: off passes a request through without them)"
-    "when the proxy runs tools (the header x-asynclm-policy: off passes a request through without them)"
-)
 _TRANSLATED: Final = "from this upstream"
 
 
