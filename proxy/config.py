@@ -1,0 +1,331 @@
+"""The configuration: `asynclm.toml`, and over it environment variables.
+
+```toml
+[server]
+port = 8787
+
+[upstreams.main]
+kind = "openai"
+base_url = "https://api.openai.com/v1"
+api_key_env = "OPENAI_API_KEY"
+
+[models."*"]
+upstream = "main"
+
+[[tools]]
+python = "tools/weather.py:forecast"
+```
+
+Every key is also an environment variable: `ASYNCLM_SERVER_PORT`, `ASYNCLM_UPSTREAMS_MAIN_BASE_URL`,
+`ASYNCLM_MODELS_ANY_POLICY` (`ANY` is the model "*"); what is no plain value is JSON, and so is a whole section
+(`ASYNCLM_TOOLS`). See `asynclm.proxy.environment`.
+
+Keys are never held here: `api_key_env` only names the variable, and headers and queries stay out of every `repr`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+import msgspec
+
+from asynclm.adapters.tools.options import Options
+from asynclm.cml.machine import Limits as RunLimits
+from asynclm.proxy.config_error import ConfigError, did_you_mean, dotted, listed
+from asynclm.proxy.config_reader import Reader
+from asynclm.proxy.environment import Layout, read_environment
+
+FILE_NAME: Final = "asynclm.toml"
+
+_YEAR_S: Final = 31_536_000  # a bound that every event loop's timers can represent
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=_YEAR_S)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=_YEAR_S * 1000)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+Kind = Literal["openai", "anthropic", "simulated"]
+PolicyName = Literal["sync", "parallel", "immediate", "coalesce", "auto", "off"]
+
+_BASE_URLS: Final = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
+_VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Server(_Section, frozen=True, kw_only=True):
+    """`[server]`. Sizes in bytes, times in seconds.
+
+    `port` 0 takes any free one. `heartbeat_s`: a comment line is sent on a stream that has been silent for so long.
+    `run_timeout_s` bounds a whole run. `grace_s`: what open runs get to end when the server is told to stop.
+    """
+
+    host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 8787
+    max_body_bytes: Positive = 32 * 2**20
+    heartbeat_s: Seconds = 15.0
+    run_timeout_s: Seconds = 600.0
+    grace_s: Annotated[float, msgspec.Meta(ge=0, le=_YEAR_S)] = 10.0
+
+
+class Upstream(_Section, frozen=True, kw_only=True):
+    """`[upstreams.NAME]`.
+
+    `base_url` is the vendor's own by default (none for `simulated`, which runs in the process). `api_key_env` names
+    the environment variable with the key; where it is absent or not set, the client's own key goes through. `retries`
+    is how often a failed request is sent again, before its first token. `headers` and `query` (a query of `base_url`
+    included) go along with every request. `prefill` says how the server takes an assistant message to be continued
+    (`openai` only); `stop_sequences` how many it takes (None: judged by the model's name). `ttft_ms` and `tpot_ms` are
+    the simulated model's speed.
+    """
+
+    kind: Kind = "openai"
+    base_url: str | None = None
+    api_key_env: str | None = None
+    connect_timeout_s: Seconds = 10.0
+    idle_timeout_s: Seconds = 120.0
+    retries: Annotated[int, msgspec.Meta(ge=0, le=20)] = 2
+    headers: dict[str, str] = {}
+    query: dict[str, str] = {}
+    prefill: Literal["none", "prefix", "continue_final_message"] = "none"
+    stop_sequences: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
+    ttft_ms: Milliseconds | None = None
+    tpot_ms: Milliseconds | None = None
+
+    def api_key(self, environ: Mapping[str, str]) -> str | None:
+        """The upstream's own key; None where there is none and the client's goes through."""
+        return (environ.get(self.api_key_env, "").strip() or None) if self.api_key_env else None
+
+    def __repr__(self) -> str:
+        return f"Upstream({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        shown = msgspec.structs.asdict(self)
+        for name in ("headers", "query"):  # keys may stand in there
+            shown[name] = dict.fromkeys(shown[name], "...")
+        return list(shown.items())
+
+
+class Model(_Section, frozen=True, kw_only=True):
+    """`[models."NAME"]`, NAME being what the client says, or "*" for any other.
+
+    `upstream` may be left out where there is only one; `model` is the name to use upstream, the client's by default.
+    """
+
+    upstream: str = ""
+    model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    policy: PolicyName = "auto"
+
+
+class Limits(_Section, frozen=True, kw_only=True):
+    """`[limits]`: of the executor (the first four), and of one run.
+
+    `concurrency` is how many calls run at once, over all runs; `tool_timeout_s` bounds one whose tool declares no
+    timeout, `queue_timeout_s` its wait for its turn; a result of more than `max_result_bytes` is cut. `cml_tokens` is
+    what a stream may write beyond the client's `max_tokens`, for the calls that the client doesn't see.
+    """
+
+    concurrency: Positive = 64
+    tool_timeout_s: Seconds = 60.0
+    queue_timeout_s: Seconds = 60.0
+    max_result_bytes: Annotated[int, msgspec.Meta(ge=256)] = 65_536
+    max_resumes: Count = 64
+    max_calls: Count = 128
+    max_empty_traps: Count = 3
+    max_forgeries: Count = 3
+    max_output_chars: Positive = 4_000_000
+    cml_tokens: Count = 4096
+
+    def of_a_run(self) -> RunLimits:
+        """What the run machine holds."""
+        return RunLimits(**{name: getattr(self, name) for name in RunLimits.__struct_fields__})
+
+
+class Runs(_Section, frozen=True, kw_only=True):
+    """`[runs]`: how many timelines of finished runs are kept in memory."""
+
+    keep: Count = 200
+
+
+class Tool(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[[tools]]`: where a tool comes from, and what wins over its own declarations.
+
+    `python` is `"path/to/file.py:function"`, a path being relative to the config file, or `"package.module:function"`.
+    """
+
+    python: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+
+
+class UnknownModelError(LookupError):
+    """No `[models]` entry takes this name."""
+
+
+class Resolved(NamedTuple):
+    """What a client's model name stands for: its entry, the upstream's name, and the model's name there."""
+
+    entry: Model
+    upstream: str
+    model: str
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole configuration, checked.
+
+    `base` is the folder that paths are relative to, `source` the file that was read, if any; `warnings` are lines to
+    show whoever starts the server.
+    """
+
+    server: Server = Server()
+    upstreams: dict[str, Upstream] = {}
+    models: dict[str, Model] = {}
+    limits: Limits = Limits()
+    runs: Runs = Runs()
+    tools: tuple[Tool, ...] = ()
+    base: Path = Path()
+    source: Path | None = None
+    warnings: tuple[str, ...] = ()
+
+    def resolve_model(self, name: str) -> Resolved:
+        """What to do for the client's model name: its own entry, else that of "*". Raises `UnknownModelError`."""
+        entry = self.models.get(name) or self.models.get("*")
+        if entry is None:
+            near = did_you_mean(name, self.models)
+            raise UnknownModelError(f"The model {name[:100]!r} does not exist{near or f'; use {listed(self.models)}'}")
+        return Resolved(entry, entry.upstream, entry.model or name)
+
+
+_LAYOUT: Final = Layout(
+    tables={"server": Server, "limits": Limits, "runs": Runs},
+    keyed={"upstreams": Upstream, "models": Model},
+    lists=("tools",),
+)
+
+
+def load(path: Path | None, environ: Mapping[str, str], cwd: Path) -> Config:
+    """Read the config: the file at `path`, else `asynclm.toml` in `cwd` if there is one, else only the environment.
+
+    Without upstreams there is one, "main", for OpenAI's API; without models every name goes to the only upstream.
+    Raises `ConfigError`, one line that says where, what and why.
+    """
+    source = _find(path, cwd)
+    tree = {} if source is None else _parse(source)
+    variables, warnings = read_environment(tree, environ, _LAYOUT)
+    reader = Reader(tree, str(source or "configuration"), variables, _LAYOUT)
+    upstreams = reader.keyed("upstreams", Upstream)
+    if not upstreams:
+        upstreams = {"main": Upstream(kind="openai", api_key_env="OPENAI_API_KEY")}
+    upstreams = {name: _checked_upstream(upstream, name, reader) for name, upstream in upstreams.items()}
+    models = reader.keyed("models", Model) or {"*": Model()}
+    models = {name: _checked_model(model, name, upstreams, reader) for name, model in models.items()}
+    tools = tuple(reader.entries("tools", Tool))
+    for index, tool in enumerate(tools):
+        if tool.python is None:
+            raise reader.error(("tools", index), 'must say where the tool is: python = "path/to/file.py:function"')
+    for name, upstream in upstreams.items():
+        if upstream.api_key_env and upstream.api_key(environ) is None:
+            warnings.append(
+                f"{dotted(('upstreams', name, 'api_key_env'))}: {upstream.api_key_env} is not set; "
+                "the clients' own keys go through"
+            )
+    return Config(
+        server=reader.table("server", Server),
+        upstreams=upstreams,
+        models=models,
+        limits=reader.table("limits", Limits),
+        runs=reader.table("runs", Runs),
+        tools=tools,
+        base=(cwd if source is None else source.parent).absolute(),
+        source=source,
+        warnings=tuple(warnings),
+    )
+
+
+def _find(path: Path | None, cwd: Path) -> Path | None:
+    if path is not None:
+        return cwd / path
+    found = cwd / FILE_NAME
+    return found if found.is_file() else None
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: the config can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: the config is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _checked_upstream(upstream: Upstream, name: str, reader: Reader) -> Upstream:
+    def error(key: str, why: str) -> ConfigError:
+        return reader.error(("upstreams", name, key), why)
+
+    if upstream.kind == "simulated":
+        if upstream.base_url is not None:
+            raise error("base_url", "the simulated model runs in the process and has none")
+    else:
+        for key in ("ttft_ms", "tpot_ms"):
+            if getattr(upstream, key) is not None:
+                raise error(key, 'only for kind = "simulated"')
+        url = _BASE_URLS[upstream.kind] if upstream.base_url is None else upstream.base_url
+        problem = _url_problem(url)
+        if problem:
+            raise error("base_url", problem)
+        # Azure's addresses are given with a query; a path is appended to what stands here.
+        parts = urlsplit(url)
+        query = {**dict(parse_qsl(parts.query, keep_blank_values=True)), **upstream.query}
+        base_url = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+        upstream = msgspec.structs.replace(upstream, base_url=base_url, query=query)
+    if upstream.prefill != "none" and upstream.kind != "openai":
+        raise error("prefill", 'only for kind = "openai"')
+    if upstream.api_key_env is not None and not _VARIABLE.fullmatch(upstream.api_key_env):
+        raise error(
+            "api_key_env",
+            "must be the name of an environment variable, in capitals; the key itself doesn't go into the config",
+        )
+    for header, value in upstream.headers.items():
+        if not _HEADER.fullmatch(header):
+            raise error("headers", f"{header[:40]!r} can't be the name of a header")
+        if not (value.isascii() and value.isprintable()):
+            raise error("headers", f"the value of {header!r} holds characters that a header can't have")
+    return upstream
+
+
+def _url_problem(url: str) -> str | None:
+    """What is wrong with a base URL. Never quotes it: a key may stand in it."""
+    wanted = "must be an http:// or https:// address, such as https://api.openai.com/v1"
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # raises ValueError where it is no port
+    except ValueError:
+        return wanted
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        return wanted
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return f"{wanted}; this one holds characters that an address can't have"
+    if parts.username is not None or parts.password is not None:
+        return "must not hold a user name or password: use api_key_env or headers"
+    if parts.fragment:
+        return "must not hold a fragment (#...)"
+    return None
+
+
+def _checked_model(model: Model, name: str, upstreams: Mapping[str, Upstream], reader: Reader) -> Model:
+    key = ("models", name, "upstream")
+    if not model.upstream:
+        if len(upstreams) > 1:
+            raise reader.error(key, f"there are several upstreams, so say which: {listed(upstreams)}")
+        return msgspec.structs.replace(model, upstream=next(iter(upstreams)))
+    if model.upstream not in upstreams:
+        near = did_you_mean(model.upstream, upstreams)
+        raise reader.error(key, f"there is no upstream {model.upstream!r}{near or f'; use {listed(upstreams)}'}")
+    return model
