@@ -84,7 +84,8 @@ class Runs:
         )
         key = _client_key(request)
         bound = chat.max_tokens if chat.max_tokens is None or catalog is None else chat.max_tokens + self._room
-        stop = (STOP,) if catalog is not None and abilities.stop_sequences else ()
+        # A live sequence must not end at a trap: it waits there for what is injected.
+        stop = (STOP,) if catalog is not None and abilities.stop_sequences and not abilities.inject else ()
 
         def prepare(action: OpenStream) -> Request:
             return Request(

@@ -34,15 +34,17 @@ class Proxy:
 
 @contextlib.asynccontextmanager
 async def proxy_for(
-    upstream: str,
+    upstream: str | None,
     *tools: Callable[..., Any],
     toml: str = "",
+    kind: str = "openai",
     environ: dict[str, str] | None = None,
 ) -> AsyncIterator[Proxy]:
     """A proxy in front of `upstream` with these functions as tools. `toml` is put behind the upstream's own table."""
     with tempfile.TemporaryDirectory() as temporary:
+        address = "" if upstream is None else f'base_url = "{upstream}"\n'
         path = Path(temporary) / "asynclm.toml"
-        path.write_text(f'[upstreams.main]\nkind = "openai"\nbase_url = "{upstream}"\n{toml}')
+        path.write_text(f'[upstreams.main]\nkind = "{kind}"\n{address}{toml}')
         config = load(path, environ or {}, Path(temporary))
         app = make_app(config, Toolbox([PythonTool(tool) for tool in tools]), environ or {})
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
