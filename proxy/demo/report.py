@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -48,27 +49,27 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     """A row a policy: latencies, speed-ups over the baselines among the policies, and how many answers were right."""
     policies = list(dict.fromkeys(outcome.policy for outcome in outcomes))
     baselines = [policy for policy in ("sync", "parallel") if policy in policies]
-    found = Table(caption="Latency from the model's first token to the last; median / mean.", caption_justify="left")
+    found = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        caption="median / mean; latency is from the model's first token to the last, total from the request",
+        caption_justify="left",
+    )
     found.add_column("policy")
-    for name in (
-        "latency, ms",
-        "with first token, ms",
-        *(f"over {policy}" for policy in baselines),
-        "resumes",
-        "right",
-    ):
-        found.add_column(name, justify="right")
+    speedups = [f"speed over\n{policy}" for policy in baselines]
+    for name in ("latency, s", "total, s", *speedups, "resumes", "right"):
+        found.add_column(name, justify="right", no_wrap=True)
     for policy in policies:
         runs = [outcome for outcome in outcomes if outcome.policy == policy]
-        speedups = [list(_ratios(outcomes, baseline, policy).values()) for baseline in baselines]
         right = sum(not run.problems for run in runs)
         found.add_row(
             policy,
-            _both([run.latency_s * 1000 for run in runs], "{:.0f}"),
-            _both([run.total_s * 1000 for run in runs], "{:.0f}"),
-            *(_both(speedup, "{:.2f}x") for speedup in speedups),
+            _both([run.latency_s for run in runs]),
+            _both([run.total_s for run in runs]),
+            *(_both(list(_ratios(outcomes, baseline, policy).values())) for baseline in baselines),
             f"{statistics.mean(run.streams - 1 for run in runs):.1f}",
-            f"{right} of {len(runs)}",
+            f"{right}/{len(runs)}",
         )
     return found
 
@@ -87,5 +88,5 @@ def _ratios(outcomes: Sequence[Outcome], baseline: str, policy: str) -> dict[int
     return {case: slow[case] / fast[case] for case in fast if case in slow}
 
 
-def _both(values: Sequence[float], form: str) -> str:
-    return f"{form.format(statistics.median(values))} / {form.format(statistics.mean(values))}"
+def _both(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} / {statistics.mean(values):.2f}"

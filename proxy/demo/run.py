@@ -55,6 +55,11 @@ def run(args: argparse.Namespace) -> int:
         cases = draw_cases(load_samples(), args.cases, args.seed)
     except (MissingDatasetError, ValueError) as error:
         return _fail(error, 2)
+    console.print(
+        f"{len(cases)} tasks from BFCL, each three chains of calls; a simulated model: "
+        f"{args.ttft_ms:g} ms to the first token, {args.tpot_ms:g} ms a token.\n",
+        highlight=False,
+    )
     try:
         outcomes = _run(cases, args, console)
     except MissingDatasetError as error:
