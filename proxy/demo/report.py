@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from rich import box
@@ -14,6 +16,8 @@ from rich.table import Table
 
 from asynclm.cml.timeline import Timeline
 from asynclm.proxy.picture import Picture
+
+_FONT_FACE: Final = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -78,7 +82,8 @@ def write_svg(picture: Picture, path: Path, title: str) -> None:
     """Write the picture as an SVG file. Raises OSError."""
     console = Console(record=True, width=110, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(picture)
-    path.write_text(console.export_svg(title=title), encoding="utf-8")
+    # Without rich's web fonts: the file shall load nothing from elsewhere.
+    path.write_text(_FONT_FACE.sub("", console.export_svg(title=title)), encoding="utf-8")
 
 
 def _ratios(outcomes: Sequence[Outcome], baseline: str, policy: str) -> dict[int, float]:

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     except (MissingDatasetError, ValueError) as error:
         return _fail(error, 2)
     console.print(
-        f"{len(cases)} tasks from BFCL, each three chains of calls; a simulated model: "
+        f"Tasks from BFCL, {len(cases)} of them, each three chains of calls; a simulated model, "
         f"{args.ttft_ms:g} ms to the first token, {args.tpot_ms:g} ms a token.\n",
         highlight=False,
     )

@@ -68,6 +68,7 @@ def test_the_picture_as_svg(tmp_path: Path) -> None:
     write_svg(picture(OUTCOMES, 2), tmp_path / "run.svg", "a title")
     root = ElementTree.parse(tmp_path / "run.svg").getroot()
     assert root.tag.endswith("svg")
+    assert "url(http" not in (tmp_path / "run.svg").read_text()
     assert "a title" in "".join(root.itertext()).replace("\N{NO-BREAK SPACE}", " ")
     with pytest.raises(OSError, match="missing"):
         write_svg(picture(OUTCOMES, 2), tmp_path / "missing" / "run.svg", "a title")
