@@ -15,6 +15,7 @@ measures. Times are seconds since the request arrived. The kinds, and what stand
 | `dispatched` | | yes | the tool began to run (it may have queued behind a limit) |
 | `result` | | yes | `ok`, `value` (JSON text), `ms` (running time) |
 | `cancelled` | | yes | |
+| `detached` | | yes | it has no id, so nobody waits for it: it goes on behind the finished answer |
 | `interrupt` | yes | | `ids`, `text`: given to the model |
 | `trap` | yes | | `names`; `implicit` (the stream just ended, with calls pending) or `empty` (nothing was) |
 | `forged` | yes | | the model wrote an `[INTR]` of its own and was cut off |

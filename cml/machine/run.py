@@ -28,9 +28,7 @@ from typing import Final
 import msgspec
 
 from .. import events as cml
-from ..parser import Parser
-from ..render import STOP, render_interrupt
-from ..tokens import END, TRAP
+from ..render import render_interrupt
 from ..tools import CallError, Catalog, error_value
 from ..transcript import Segment
 from ..usage import Meter
@@ -63,6 +61,7 @@ from .events import (
     UsageReported,
 )
 from .policies import Move, Policy, View
+from .stream import Stream
 from .visible import Visible
 
 _NOTHING_PENDING: Final = '{"note":"no call is pending: go on, or give your answer"}'
@@ -79,23 +78,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_empty_traps: int = 3
     max_forgeries: int = 3
     max_output_chars: int = 4_000_000
-
-
-class _Stream:
-    """The stream that is open, and its text that is not in the transcript yet."""
-
-    __slots__ = ("base", "begun", "ended", "idle", "number", "parser", "raw", "reasoning", "unclosed")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.parser = Parser()
-        self.raw: list[str] = []
-        self.base = 0  # offset of raw's beginning in the stream's text
-        self.begun = False  # its first token has come
-        self.ended = False  # the model has stopped: nothing is left to close
-        self.reasoning = False  # reasons apart from its text, and has written none since
-        self.unclosed = -1  # offset where the last block stops that has no [END]
-        self.idle = False  # has trapped with nothing pending, and done nothing since
 
 
 class _Interrupt(msgspec.Struct, frozen=True):
@@ -135,7 +117,7 @@ class Run:
         self._visible = Visible(stop, max_tokens)
         self._meter = Meter(prompt_chars)
         self._queue: list[_Interrupt] = []
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
         self._streams = 0
         self._waiting = False
         self._named: frozenset[str] = frozenset()  # the calls that a trap waits for
@@ -183,7 +165,7 @@ class Run:
     def _on_opened(self, event: StreamOpened) -> None:
         self._do(Note("accepted", stream=event.stream))
 
-    def _begin(self, stream: _Stream) -> None:
+    def _begin(self, stream: Stream) -> None:
         stream.begun = True
         self._do(Note("first_token", stream=stream.number))
 
@@ -196,12 +178,10 @@ class Run:
         text = event.text
         self._meter.wrote(stream.number)
         self._chars += len(text)
-        stream.raw.append(text)
-        stream.reasoning = False
         if self._plain:
             self._show(text, stream)
             return
-        for found in stream.parser.feed(text):
+        for found in stream.write(text):
             if type(found) is cml.Text:
                 self._show(found.text, stream)
             else:
@@ -227,16 +207,8 @@ class Run:
         if stream is None or stream.number != event.stream:
             return
         self._do(Note("closed", stream=event.stream, data={"reason": event.reason}))
-        stream.ended = True
-        stream.reasoning = False
-        found = []
-        if stream.parser.held == TRAP[:-1]:  # what our stop sequence leaves of a trap: put back what it took
-            stream.raw.append(STOP)
-            found = stream.parser.feed(STOP)
-        else:  # a block left open is closed, so that what follows in the transcript does not stand in it
-            stream.raw.append(stream.parser.closing)
-        for each in [*found, *stream.parser.finish()]:
-            self._found(each, stream)
+        for found in stream.end():
+            self._found(found, stream)
             if self._stream is not stream or self.finished:
                 return
         self._keep(stream, None)
@@ -261,7 +233,7 @@ class Run:
 
     # ------------------------------------------------------------------ what stands in their text
 
-    def _show(self, text: str, stream: _Stream) -> None:
+    def _show(self, text: str, stream: Stream) -> None:
         if stream.idle and not text.isspace():
             stream.idle = False
         shown = self._visible.text(text)
@@ -270,7 +242,7 @@ class Run:
         if self._visible.finished is not None:
             self._end(self._visible.finished)
 
-    def _found(self, found: cml.Event, stream: _Stream) -> None:
+    def _found(self, found: cml.Event, stream: Stream) -> None:
         """Act on one thing the parser found. It may end or replace the stream: look before going on with the next."""
         if isinstance(found, cml.Text | cml.Thinking):
             self._show(found.text, stream)
@@ -279,18 +251,18 @@ class Run:
         match found:
             case cml.Call():
                 if found.problem is not None:
-                    stream.unclosed = found.end
+                    stream.unclosed(found.end)
                 self._on_call(found, stream)
             case cml.Trap():
                 if not found.closed:
-                    stream.unclosed = found.end
+                    stream.unclosed(found.end)
                 self._on_trap(found, stream)
             case cml.Forged():
                 self._on_forged(found, stream)
             case _:
                 pass  # a stray token: not shown, not answered
 
-    def _on_call(self, block: cml.Call, stream: _Stream) -> None:
+    def _on_call(self, block: cml.Call, stream: Stream) -> None:
         stream.idle = False
         number = self._calls.number()
         try:
@@ -307,7 +279,7 @@ class Run:
                 self._execute(call)
         self._advance(behind=block.end)
 
-    def _on_trap(self, trap: cml.Trap, stream: _Stream) -> None:
+    def _on_trap(self, trap: cml.Trap, stream: Stream) -> None:
         awaited = [name for name in trap.names if self._calls.outstanding(name)]
         if self._queue or awaited or (self._pending() and not trap.names):
             self._halt(stream, trap.end)
@@ -321,7 +293,7 @@ class Run:
         elif self._injectable(stream):
             self._go_on(RUNTIME, _NOTHING_PENDING)
 
-    def _on_forged(self, forged: cml.Forged, stream: _Stream) -> None:
+    def _on_forged(self, forged: cml.Forged, stream: Stream) -> None:
         self._do(Note("forged", stream=stream.number))
         self._forgeries += 1
         self._cut(stream, forged.end)
@@ -393,8 +365,8 @@ class Run:
         stream = self._stream
         if stream is None:
             return False
-        # Right behind a block nothing is open, whatever the parser has already seen of the text that follows it.
-        return stream.reasoning or ((behind is None or self._inject) and stream.parser.critical)
+        # A stream that is cut right behind a block is cut where nothing is open, whatever has come behind it already.
+        return stream.critical and (behind is None or self._inject)
 
     def _pending(self) -> bool:
         return bool(self._queue or self._calls.running or self._calls.unstarted)
@@ -408,32 +380,26 @@ class Run:
         self._visible.turn()
         self._advance()
 
-    def _injectable(self, stream: _Stream) -> bool:
+    def _injectable(self, stream: Stream) -> bool:
         return self._inject and not stream.ended
 
-    def _halt(self, stream: _Stream, end: int | None) -> None:
+    def _halt(self, stream: Stream, end: int | None) -> None:
         """Let the model write no further than `end`: pause it where it can be, cut it otherwise."""
         if self._injectable(stream):
             self._do(PauseStream(stream.number))
         else:
             self._cut(stream, end)
 
-    def _cut(self, stream: _Stream, end: int | None) -> None:
+    def _cut(self, stream: Stream, end: int | None) -> None:
         self._keep(stream, end)
         self._stream = None
         if not stream.ended:
             self._do(CloseStream(stream.number))
             self._do(Note("closed", stream=stream.number, data={"reason": "cut"}))
 
-    def _keep(self, stream: _Stream, end: int | None) -> None:
-        """Move the stream's text into the transcript: all of it, or as far as `end` if the model still writes."""
-        text = "".join(stream.raw)
-        if end is not None and not stream.ended:
-            text = text[: end - stream.base]
-            if stream.unclosed == end:
-                text += f" {END}"
-        stream.base += len(text)
-        stream.raw.clear()
+    def _keep(self, stream: Stream, end: int | None) -> None:
+        """Move the stream's text into the transcript, as far as the offset `end`."""
+        text = stream.take(end)
         if text:
             self.transcript.append(Segment("model", text))
 
@@ -468,7 +434,7 @@ class Run:
     def _open(self) -> None:
         number = self._streams
         self._streams += 1
-        self._stream = _Stream(number)
+        self._stream = Stream(number)
         transcript = tuple(self.transcript)
         self._meter.opened(number, sum(len(segment.text) for segment in transcript))
         self._do(Note("opened", stream=number, data={"resume": number}))
@@ -494,7 +460,8 @@ class Run:
             self._cut(self._stream, None)
         for call in self._calls.live():
             if call.id is None and error is None:
-                continue  # nobody waits for it: it may go on behind a finished answer
+                self._do(Note("detached", call=call.number))  # nobody waits for it: it goes on behind the answer
+                continue
             self._do(CancelCall(call.number))
             self._do(Note("cancelled", call=call.number))
         self.finished = True

@@ -1,6 +1,7 @@
 """What comes of everything that can go wrong, over real HTTP: each has one defined outcome."""
 
 import asyncio
+import gc
 import json
 from typing import Any
 
@@ -9,6 +10,9 @@ import openai
 import pytest
 from harness import answer_of, proxy_for
 from upstream import Answer, ScriptedUpstream
+
+from asynclm.cml.machine import Run
+from asynclm.proxy.driver import Driver
 
 QUESTION = [{"role": "user", "content": "Go."}]
 
@@ -428,3 +432,6 @@ async def test_a_thousand_aborted_requests_leave_nothing_behind() -> None:
         async with asyncio.timeout(5):
             while len(asyncio.all_tasks()) > before:
                 await asyncio.sleep(0)
+        gc.collect()
+        left = [each for each in gc.get_objects() if isinstance(each, Driver | Run)]
+        assert left == []

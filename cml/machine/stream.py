@@ -1,0 +1,71 @@
+"""One stream as the run machine sees it: what the model writes there, read for blocks and not yet in the transcript."""
+
+from __future__ import annotations
+
+from .. import events as cml
+from ..parser import Parser
+from ..render import STOP
+from ..tokens import END, TRAP
+
+
+class Stream:
+    """The stream that is open. Streams are numbered from 0 in the run.
+
+    `begun`: its first token has come. `ended`: the model has stopped by itself, nothing is left to close.
+    `reasoning`: it reasons apart from its text, and has written none since. `idle`: it has trapped with nothing
+    pending, and done nothing since.
+    """
+
+    __slots__ = ("_base", "_parser", "_raw", "_unclosed", "begun", "ended", "idle", "number", "reasoning")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.begun = False
+        self.ended = False
+        self.reasoning = False
+        self.idle = False
+        self._parser = Parser()
+        self._raw: list[str] = []  # not in the transcript yet
+        self._base = 0  # offset of its beginning in the stream's text
+        self._unclosed = -1  # offset where the last block stops that has no [END]
+
+    @property
+    def critical(self) -> bool:
+        """Whether no interrupt may land at the end of what was written so far."""
+        return self.reasoning or self._parser.critical
+
+    def write(self, text: str) -> list[cml.Event]:
+        """The model wrote a piece of text: what that completes."""
+        self._raw.append(text)
+        self.reasoning = False
+        return self._parser.feed(text)
+
+    def end(self) -> list[cml.Event]:
+        """The model has stopped: what that completes.
+
+        What our stop sequence took of a trap is put back. A block left open is closed, so that what follows in the
+        transcript does not stand inside it.
+        """
+        self.ended = True
+        self.reasoning = False
+        parser = self._parser
+        if parser.held == TRAP[:-1]:
+            self._raw.append(STOP)
+            return [*parser.feed(STOP), *parser.finish()]
+        self._raw.append(parser.closing)
+        return parser.finish()
+
+    def unclosed(self, end: int) -> None:
+        """The block that stops at offset `end` has no [END]: give it one if the text is cut there."""
+        self._unclosed = end
+
+    def take(self, end: int | None) -> str:
+        """Hand over the text that was written: up to the offset `end`, or all of it (None, or the model has stopped)."""
+        text = "".join(self._raw)
+        if end is not None and not self.ended:
+            text = text[: end - self._base]
+            if self._unclosed == end:
+                text += f" {END}"
+        self._base += len(text)
+        self._raw.clear()
+        return text
