@@ -103,7 +103,8 @@ class Driver:
         deadline = self._loop.call_later(self._max_s, self._expire)
         try:
             self._carry_out(self._run.start())
-            return await self._finished
+            # Shielded: whoever abandons the run cancels this wait, and a bare future with it; the run still finishes.
+            return await asyncio.shield(self._finished)
         except asyncio.CancelledError:
             self.abandon(RunError("The client closed the connection.", 499, "cancelled", "client_disconnected"))
             raise
