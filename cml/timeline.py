@@ -5,6 +5,7 @@ measures. Times are seconds since the request arrived. The kinds, and what stand
 
 | kind | stream | call | data |
 |---|---|---|---|
+| `resumed` | yes | | a new stream carries on; `opened` follows |
 | `opened` | yes | | `resume` (0 for the first stream) |
 | `accepted` | yes | | the upstream answered (response headers) |
 | `first_token` | yes | | |

@@ -437,6 +437,8 @@ class Run:
         self._stream = Stream(number)
         transcript = tuple(self.transcript)
         self._meter.opened(number, sum(len(segment.text) for segment in transcript))
+        if number:
+            self._do(Note("resumed", stream=number))
         self._do(Note("opened", stream=number, data={"resume": number}))
         self._do(OpenStream(number, transcript))
 
