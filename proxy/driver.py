@@ -36,7 +36,7 @@ from asynclm.proxy.executor import Executor
 
 _log = logging.getLogger(__name__)
 
-# After the model has stopped, its usage may still come; nobody waits longer for it than this (s).
+# After the model has stopped, or has said that it waits, its usage may still come; it is given this long (s).
 _USAGE_GRACE_S: Final = 0.5
 
 
@@ -91,6 +91,7 @@ class Driver:
         self._finished: asyncio.Future[act.Finish] = self._loop.create_future()
         self._streams: dict[int, asyncio.Task[None]] = {}
         self._open: dict[int, Stream] = {}
+        self._trapped: set[int] = set()  # closed streams whose model is about to stop by itself
         self._draining: set[int] = set()  # streams whose model has stopped by itself
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._detached: set[int] = set()  # calls that may outlive the run
@@ -159,8 +160,8 @@ class Driver:
                 case act.OpenStream(stream=stream):
                     self.streams += 1
                     self._streams[stream] = self._spawn(self._read(action), f"stream {stream}")
-                case act.CloseStream(stream=stream):
-                    self._close(stream)
+                case act.CloseStream(stream=stream, trapped=trapped):
+                    self._close(stream, trapped)
                 case act.PauseStream(stream=stream):
                     self._injectable(stream).pause()
                 case act.Inject(stream=stream, text=text):
@@ -195,11 +196,13 @@ class Driver:
         opened: Any = self._open[stream]
         return opened  # type: ignore[no-any-return]  # only models that declare `inject` are asked
 
-    def _close(self, stream: int) -> None:
+    def _close(self, stream: int, trapped: bool) -> None:
         task = self._streams[stream]
         # A stream is often closed for what it has just written, from within its own task: that one ends by itself.
         if task is not asyncio.current_task():
             task.cancel()
+        elif trapped:
+            self._trapped.add(stream)
 
     # ------------------------------------------------------------------ streams
 
@@ -245,14 +248,17 @@ class Driver:
                             self._tell(ev.UsageReported(number, event))
                     await self._flush(number)
                     if ended is None and not self._run.reads(number):
-                        return  # closed for what it wrote
+                        if number not in self._trapped:
+                            return  # closed for what it wrote
+                        if patience.when() is None:
+                            patience.reschedule(self._loop.time() + _USAGE_GRACE_S)
         except ModelError as error:
-            if ended is None:
+            if ended is None:  # which the machine ignores for a stream that it has closed
                 self._tell(ev.StreamFailed(number, run_error(error)))
                 return
         except TimeoutError:
             if ended is None:
-                raise
+                return  # it did not stop at its trap
         self._tell(ev.StreamEnded(number, ended or "stop"))
         await self._flush(number)
 

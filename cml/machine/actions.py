@@ -20,9 +20,13 @@ class OpenStream(msgspec.Struct, frozen=True):
 
 
 class CloseStream(msgspec.Struct, frozen=True, gc=False):
-    """Drop the stream, upstream too. Nothing it still yields is wanted, but for its usage."""
+    """Drop the stream, upstream too. Nothing it still yields is wanted, but for its usage.
+
+    `trapped`: the model has said that it waits, so it is about to stop by itself, and its usage may still come.
+    """
 
     stream: int
+    trapped: bool = False
 
 
 class PauseStream(msgspec.Struct, frozen=True, gc=False):

@@ -282,7 +282,7 @@ class Run:
     def _on_trap(self, trap: cml.Trap, stream: Stream) -> None:
         awaited = [name for name in trap.names if self._calls.outstanding(name)]
         if self._queue or awaited or (self._pending() and not trap.names):
-            self._halt(stream, trap.end)
+            self._halt(stream, trap.end, trapped=True)
             self._wait(stream.number, tuple(awaited), names=trap.names)
             return
         self._do(Note("trap", stream=stream.number, data={"names": list(trap.names), "empty": True}))
@@ -383,18 +383,18 @@ class Run:
     def _injectable(self, stream: Stream) -> bool:
         return self._inject and not stream.ended
 
-    def _halt(self, stream: Stream, end: int | None) -> None:
+    def _halt(self, stream: Stream, end: int | None, *, trapped: bool = False) -> None:
         """Let the model write no further than `end`: pause it where it can be, cut it otherwise."""
         if self._injectable(stream):
             self._do(PauseStream(stream.number))
         else:
-            self._cut(stream, end)
+            self._cut(stream, end, trapped=trapped)
 
-    def _cut(self, stream: Stream, end: int | None) -> None:
+    def _cut(self, stream: Stream, end: int | None, *, trapped: bool = False) -> None:
         self._keep(stream, end)
         self._stream = None
         if not stream.ended:
-            self._do(CloseStream(stream.number))
+            self._do(CloseStream(stream.number, trapped))
             self._do(Note("closed", stream=stream.number, data={"reason": "cut"}))
 
     def _keep(self, stream: Stream, end: int | None) -> None:

@@ -60,7 +60,7 @@ class Stream:
         self._unclosed = end
 
     def take(self, end: int | None) -> str:
-        """Hand over the text that was written: up to the offset `end`, or all of it (None, or the model has stopped)."""
+        """Hand over the text that was written: up to the offset `end`, or all (None, or the model has stopped)."""
         text = "".join(self._raw)
         if end is not None and not self.ended:
             text = text[: end - self._base]

@@ -50,6 +50,29 @@ async def test_a_call_runs_and_its_result_is_answered() -> None:
         ]
 
 
+async def test_usage_is_exact_though_a_stream_is_closed_at_its_trap() -> None:
+    """A model that takes no stop sequence still stops at its trap, and says what it cost a moment later."""
+    script = [Answer(CALL, "[TRAP][END]", usage=(100, 20)), Answer("It is 3.", usage=(130, 4))]
+    async with (
+        ScriptedUpstream(script) as upstream,
+        proxy_for(upstream.url, add, toml="stop_sequences = 0\n") as proxy,
+    ):
+        completion = await proxy.client().chat.completions.create(model="m", messages=QUESTION)
+        assert "stop" not in upstream.requests[0]
+        assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (230, 24)
+        assert completion.usage.asynclm["estimated"] is False
+
+
+async def test_a_model_that_writes_on_behind_its_trap_is_cut() -> None:
+    hold = asyncio.Event()
+    script = [Answer(CALL, "[TRAP][END]", " and on", hold=hold, hold_at=2), Answer("It is 3.")]
+    async with ScriptedUpstream(script) as upstream, proxy_for(upstream.url, add) as proxy:
+        completion = await proxy.client().chat.completions.create(model="m", messages=QUESTION)
+        assert completion.choices[0].message.content == "It is 3."
+        assert completion.usage.asynclm["estimated"] is True
+        await upstream.until(lambda: upstream.dropped == 1)
+
+
 async def test_the_answer_that_is_not_streamed() -> None:
     script = [Answer(CALL, "[TRAP][END]"), Answer("It is 3.")]
     async with ScriptedUpstream(script) as upstream, proxy_for(upstream.url, add) as proxy:
