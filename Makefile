@@ -2,40 +2,47 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 BFCL   := bfcl-eval==2026.3.23
 
-.PHONY: demo test lint types check bench-parser bench-wire clean
+.PHONY: help demo test check lint types bench-parser bench-wire clean
+
+help:                           ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 demo: $(VENV)/.installed        ## BFCL tasks through client, proxy and simulated model, with a picture of each run
-	$(BIN)/asynclm demo
+	@$(BIN)/asynclm demo
 
-test: $(VENV)/.installed        ## the whole test-suite
+test: $(VENV)/.installed        ## the whole test suite; ARGS="tests/cml -x" goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+check: lint types test          ## lint, types and tests
+
+lint: $(VENV)/.installed        ## style and common mistakes
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
 
 # mypy cannot see setuptools' package-dir mapping, so it checks a throw-away tree of links with the installed names.
-types: $(VENV)/.installed
-	rm -rf build/types && mkdir -p build/types/asynclm
-	ln -s ../../../cml ../../../adapters ../../../proxy build/types/asynclm/
+types: $(VENV)/.installed       ## mypy --strict
+	@rm -rf build/types && mkdir -p build/types/asynclm
+	@ln -s ../../../cml ../../../adapters ../../../proxy build/types/asynclm/
 	MYPYPATH=build/types $(BIN)/mypy -p asynclm
 
-check: lint types test
-
-bench-parser: $(VENV)/.installed   ## microseconds a chunk, plain text and call text
+bench-parser: $(VENV)/.installed  ## microseconds a chunk, plain text and call text
 	$(BIN)/python bench/parser.py
 
-bench-wire: $(VENV)/.installed     ## what the proxy costs a chunk and a request, side by side with direct access
+bench-wire: $(VENV)/.installed  ## what the proxy costs a chunk and a request, side by side with direct access
 	$(BIN)/python bench/wire.py
 
 $(VENV)/.installed: pyproject.toml
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev --group demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(BFCL)
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo "setting up $(VENV): takes a minute, once"
+	@rm -f $@
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@$(PIP) install --editable . --group dev --group demo
+	@$(PIP) install --no-deps $(BFCL)
+	@touch $@
 
-clean:
+clean:                          ## remove what was built, the virtual environment too
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
