@@ -1,0 +1,1 @@
+"""Everything that touches a foreign system: models, tools."""

@@ -10,7 +10,6 @@ measures. Times are seconds since the request arrived. The kinds, and what stand
 | `accepted` | yes | | the upstream answered (response headers) |
 | `first_token` | yes | | |
 | `text` | yes | | `text` (as the client got it) |
-| `thinking` | yes | | `text` |
 | `call` | yes | yes | `id`, `tool`, `arguments`: a block was completed |
 | `rejected` | yes | yes | `id`, `error`, `message`: the block was completed, but is not run |
 | `dispatched` | | yes | the tool began to run (it may have queued behind a limit) |

@@ -11,7 +11,6 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from asynclm.cml.timeline import Timeline, to_jsonl
 from asynclm.proxy.picture import Picture
@@ -69,12 +68,9 @@ def _message(body: bytes) -> str | None:
 
 
 def _print_list(runs: list[Summary]) -> None:
-    table = Table(box=None)
-    for name in ("run", "model", "policy", "began", "status"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("seconds", justify="right")
+    # Plain columns, so that a narrow terminal or a pipe loses nothing.
+    print(f"{'run':28}  {'began':8}  {'seconds':>7}  {'status':8}  {'policy':9}  model")
     for each in runs:
-        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.created))
-        duration = "" if each.duration_s is None else f"{each.duration_s:.2f}"
-        table.add_row(each.id, each.model, each.policy, began, each.status, duration)
-    Console().print(table)
+        began = time.strftime("%H:%M:%S", time.localtime(each.created))
+        seconds = "" if each.duration_s is None else f"{each.duration_s:.2f}"
+        print(f"{each.id:28}  {began:8}  {seconds:>7}  {each.status:8}  {each.policy:9}  {each.model}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from asynclm.adapters.tools.options import Options
 from asynclm.adapters.tools.python import load as load_python
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status: 2 for a bad config, 1 if the address can't be used."""
     logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    _keep_secrets()
     environ = dict(os.environ)
     if args.host is not None:
         environ["ASYNCLM_SERVER_HOST"] = args.host
@@ -60,6 +62,21 @@ def run(args: argparse.Namespace) -> int:
     with runner, contextlib.suppress(KeyboardInterrupt):
         return runner.run(serve(config, toolbox))
     return 130
+
+
+def _keep_secrets() -> None:
+    """Libraries log headers and bodies when they are asked to log much, or handed a request that is no HTTP."""
+    for name in ("anthropic", "openai", "httpx2", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.server").addFilter(_without_request)
+
+
+def _without_request(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.exc_info = None
+        record.msg, record.args = "a request that is not proper HTTP was refused (%s)", (type(error).__name__,)
+    return True
 
 
 def load_toolbox(config: Config) -> Toolbox:

@@ -77,26 +77,31 @@ class Upstreams:
         """The names in the config and, where any name is taken, those of the upstream behind "*"."""
         names = [name for name in self._config.models if name != _ANY]
         entry = self._config.models.get(_ANY)
-        target = self._targets[entry.upstream] if entry else None
+        if entry is None:
+            return _models(names, [])
+        target = self._targets[entry.upstream]
         if target is None:
-            found: list[Any] = []
-            if entry is not None:
-                names.append(entry.model or "simulated")
-        elif entry is not None and self._config.upstreams[entry.upstream].kind == "anthropic":
+            return _models([*names, entry.model or "simulated"], [])
+        if self._config.upstreams[entry.upstream].kind == "anthropic":
             body = await passthrough.fetch(request, "/models", target, {"anthropic-version": _ANTHROPIC_VERSION})
-            names += [str(model["id"]) for model in _listed(body)]
-            found = []
-        elif names:
-            found = _listed(await passthrough.fetch(request, "/models", target))
-        else:
+            return _models([*names, *(str(model["id"]) for model in _listed(body))], [])
+        if not names:
             return await passthrough.forward(request, "/models", b"", target)
-        ours = [{"id": name, "object": "model", "created": 0, "owned_by": "asynclm"} for name in names]
-        body = msgspec.json.encode({"object": "list", "data": [*ours, *found]})
-        return web.Response(body=body, content_type="application/json")
+        try:
+            found = _listed(await passthrough.fetch(request, "/models", target))
+        except APIError:  # its own are unknown; the config's can be used all the same
+            found = []
+        return _models(names, found)
 
     async def aclose(self) -> None:
         """Close every connection."""
         await asyncio.gather(*(model.aclose() for model in self._models.values()))
+
+
+def _models(names: list[str], more: list[Any]) -> web.Response:
+    ours = [{"id": name, "object": "model", "created": 0, "owned_by": "asynclm"} for name in names]
+    body = msgspec.json.encode({"object": "list", "data": [*ours, *more]})
+    return web.Response(body=body, content_type="application/json")
 
 
 def _listed(body: bytes) -> list[Any]:
@@ -128,9 +133,6 @@ def _target(upstream: Upstream, key: str | None) -> Target | None:
 
 
 def _new_model(upstream: Upstream, key: str | None) -> Model:
-    abilities = None
-    if upstream.stop_sequences is not None:
-        abilities = Abilities(prefill=upstream.prefill != "none", stop_sequences=upstream.stop_sequences)
     if upstream.kind == "simulated":
         from asynclm.adapters.models.simulated.model import SimulatedModel
 
@@ -140,7 +142,6 @@ def _new_model(upstream: Upstream, key: str | None) -> Model:
             inject=True,
         )
     common: dict[str, Any] = {
-        "default_abilities": abilities,
         "headers": upstream.headers,
         "query": upstream.query,
         "connect_timeout_s": upstream.connect_timeout_s,
@@ -154,4 +155,7 @@ def _new_model(upstream: Upstream, key: str | None) -> Model:
         return AnthropicModel(upstream.base_url, key, **common)
     from asynclm.adapters.models.openai import OpenAIModel
 
-    return OpenAIModel(upstream.base_url, key, prefill_style=upstream.prefill, **common)
+    abilities = None
+    if upstream.stop_sequences is not None:
+        abilities = Abilities(prefill=upstream.prefill != "none", stop_sequences=upstream.stop_sequences)
+    return OpenAIModel(upstream.base_url, key, prefill_style=upstream.prefill, default_abilities=abilities, **common)

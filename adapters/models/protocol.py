@@ -32,10 +32,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One upstream request.
 
     `model` is the upstream's name for it. `messages` are OpenAI-shaped: the client's own, with the CML instructions
-    already in the system message. `transcript` is what was written and told in this run so far, empty at first; the adapter
-    renders it by its abilities. `parameters` are the client's further body keys under OpenAI's names (temperature, seed,
-    ...), never `stream`, `stop`, `max_tokens` or `max_completion_tokens`. `max_tokens` bounds this one stream (tokens);
-    `max_tokens_key` is the name the client used for it. `api_key` is the client's own key, used where the upstream has none configured.
+    already in the system message. `transcript` is what was written and told in this run so far, empty at first; the
+    adapter renders it by its abilities. `parameters` are the client's further body keys under OpenAI's names
+    (temperature, seed, ...), never `stream`, `stop`, `max_tokens` or `max_completion_tokens`. `max_tokens` bounds
+    this one stream (tokens); `max_tokens_key` is the name the client used for it. `api_key` is the client's own key,
+    used where the upstream has none configured.
     """
 
     model: str
@@ -62,7 +63,9 @@ class ReasoningDelta(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False):
-    """The model stopped: `stop`, `length`, `content_filter` (OpenAI's words, whatever the API). Usage may still follow."""
+    """The model stopped: `stop`, `length`, `content_filter` (OpenAI's words, whatever the API). Usage may still
+    follow.
+    """
 
     reason: str
 
@@ -121,9 +124,9 @@ class Model(Protocol):
 class ModelError(Exception):
     """The upstream refused, broke off or fell silent.
 
-    `status` is the HTTP status to answer with if nothing was sent to the client yet: the upstream's own where it answered, 502 for
-    a connection that failed or broke, 504 for silence. `type` and `code` are as in OpenAI's error shape; `retry_after` (s)
-    is passed on. The message never holds a key.
+    `status` is the HTTP status to answer with if nothing was sent to the client yet: the upstream's own where it
+    answered, 502 for a connection that failed or broke, 504 for silence. `type` and `code` are as in OpenAI's error
+    shape; `retry_after` (s) is passed on. The message never holds a key.
     """
 
     def __init__(

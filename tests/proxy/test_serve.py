@@ -174,3 +174,27 @@ async def test_runs_are_listed_and_drawn(tmp_path: Path) -> None:
     code, line = await fails("runs", "--url", "http://127.0.0.1:1", "list", cwd=tmp_path)
     assert code == 1
     assert "http://127.0.0.1:1" in line
+
+
+async def test_keys_never_reach_the_log(tmp_path: Path) -> None:
+    """Not at the lowest level, not with a request that is no HTTP, not for any vendor's SDK."""
+    async with ScriptedUpstream([Answer("Hi."), Answer(status=401)]) as upstream:
+        claude = '[upstreams.claude]\nkind = "anthropic"\nbase_url = "http://127.0.0.1:1"\nretries = 0\n'
+        models = '[models."*"]\nupstream = "main"\n[models.c]\nupstream = "claude"\n'
+        config(tmp_path, upstream.url, claude + models)
+        async with serving(tmp_path, "--log-level", "debug") as (process, url):
+            async with openai.AsyncOpenAI(base_url=url, api_key="sk-secret-1", max_retries=0) as client:
+                messages = [{"role": "user", "content": "Hi?"}]
+                await client.chat.completions.create(model="m", messages=messages)
+                for model in ("m", "c"):
+                    with pytest.raises(openai.APIStatusError):
+                        await client.chat.completions.create(model=model, messages=messages)
+            host, port = url.split("/")[2].split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk-secret-2\x01\r\n\r\n")
+            assert b"400" in await reader.readline()
+            writer.close()
+            process.send_signal(signal.SIGTERM)
+            out, err = await process.communicate()
+    assert b"sk-secret" not in out + err
+    assert b"not proper HTTP" in err

@@ -43,7 +43,7 @@ async def stats(url: str) -> dict[str, int]:
 
 async def until_stats(url: str, **wanted: int) -> None:
     async with asyncio.timeout(10):
-        while (found := await stats(url)) | wanted != found:  # noqa: ASYNC110 - the server has only counts to ask for
+        while (found := await stats(url)) | wanted != found:
             await asyncio.sleep(0.01)
 
 
