@@ -49,7 +49,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 Kind = Literal["openai", "anthropic", "simulated"]
-PolicyName = Literal["sync", "parallel", "immediate", "coalesce", "auto", "off"]
+PolicyName = Literal["sync", "parallel", "immediate", "coalesce", "fork", "auto", "off"]
 
 _BASE_URLS: Final = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
 _VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -140,6 +140,7 @@ class Limits(_Section, frozen=True, kw_only=True):
     max_calls: Count = 128
     max_empty_traps: Count = 3
     max_forgeries: Count = 3
+    max_branches: Positive = 4
     max_output_chars: Positive = 4_000_000
     cml_tokens: Count = 4096
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from keyword import iskeyword
 from typing import Any, Final
+
+import msgspec
 
 from .. import events
 from ..body import parse_body
 from ..tools import CallError, Catalog, ToolSpec
+from .branch import Branch
 
 USER: Final = "user"  # the head of an outside interrupt from a person
 RUNTIME: Final = "_"  # the head of what the runtime itself has to say
 RESERVED: Final = frozenset({USER, RUNTIME})
+
+
+_encode: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Status(enum.Enum):
@@ -20,13 +27,14 @@ class Status(enum.Enum):
 
     WRITTEN = enum.auto()
     RUNNING = enum.auto()
+    SHARED = enum.auto()  # the same call of a sibling branch runs for it
     RETURNED = enum.auto()
 
 
 class Call:
     """One accepted call. `id` is None for a call that wants no interrupt (paper, section 3)."""
 
-    __slots__ = ("arguments", "id", "number", "spec", "status")
+    __slots__ = ("also", "arguments", "branch", "id", "number", "place", "result", "spec", "status")
 
     def __init__(self, number: int, id: str | None, spec: ToolSpec, arguments: dict[str, Any]) -> None:
         self.number = number
@@ -34,6 +42,10 @@ class Call:
         self.spec = spec
         self.arguments = arguments
         self.status = Status.WRITTEN
+        self.branch: int | None = None  # the branch that wrote it, until that is folded
+        self.place = 0  # from how many segments on the transcript holds it
+        self.also: list[Call] = []  # the same call of sibling branches: run once, told to each
+        self.result: str | None = None  # JSON text
 
 
 class Ledger:
@@ -54,9 +66,14 @@ class Ledger:
         self._written += 1
         return number
 
-    def accept(self, number: int, block: events.Call) -> Call:
-        """Check a call block. Raises `CallError` saying what is wrong with it; then it must not run."""
+    def accept(self, number: int, block: events.Call, branch: Branch | None = None) -> Call:
+        """Check a call block. Raises `CallError` saying what is wrong with it; then it must not run.
+
+        An id that a sibling of `branch` uses is replaced by one of its own.
+        """
         id = block.id
+        if branch is not None and id is not None and id in self._numbers and not self._seen(self._numbers[id], branch):
+            id = self._free(id)
         if id is not None:
             if not id.isidentifier() or iskeyword(id):
                 raise CallError("invalid_id", f"{id[:60]!r} is not a name: use letters, digits and _, as in a1")
@@ -74,7 +91,49 @@ class Ledger:
         if id is not None:
             self._numbers[id] = number
             self.unstarted.append(call)
+        if branch is not None:
+            call.branch = branch.number
+            if block.id is not None and id is not None and id != block.id:
+                branch.renamed[block.id] = id
         return call
+
+    def twin(self, call: Call, branch: Branch) -> Call | None:
+        """The same call, written by a branch that `branch` can't see: it is one execution."""
+        written = _encode(call.arguments)
+        for other in self._calls.values():
+            if (
+                other is not call
+                and other.spec.name == call.spec.name
+                and other.status in (Status.RUNNING, Status.RETURNED)
+                and not self._seen(other.number, branch)
+                and _encode(other.arguments) == written
+            ):
+                return other
+        return None
+
+    def join(self, call: Call, twin: Call) -> None:
+        """Let `call` share the execution of `twin`."""
+        call.status = Status.RETURNED
+        if call.id is None:
+            return
+        self.unstarted.remove(call)
+        if twin.status is Status.RUNNING:
+            call.status = Status.SHARED
+            self.running += 1
+            twin.also.append(call)
+
+    def folded(self, branch: int, place: int) -> None:
+        """The calls of that branch stand in the transcript now, which has `place` segments."""
+        for call in self._calls.values():
+            if call.branch == branch:
+                call.branch, call.place = None, place
+
+    def _seen(self, number: int, branch: Branch) -> bool:
+        call = self._calls[number]
+        return call.branch == branch.number or (call.branch is None and call.place <= branch.fork)
+
+    def _free(self, id: str) -> str:
+        return next(new for n in itertools.count(2) if (new := f"{id}_{n}") not in self._numbers)
 
     def start(self, call: Call) -> None:
         """The call is handed to the executor."""
@@ -88,9 +147,10 @@ class Ledger:
         call = self._calls.get(number)
         if call is None or call.status is not Status.RUNNING:
             return None
-        call.status = Status.RETURNED
-        if call.id is not None:
-            self.running -= 1
+        for each in (call, *call.also):
+            each.status = Status.RETURNED
+            if each.id is not None:
+                self.running -= 1
         return call
 
     def outstanding(self, id: str) -> bool:

@@ -21,7 +21,7 @@ class View(msgspec.Struct, frozen=True, gc=False):
     `waiting`: the model has trapped, ended, or was stopped; otherwise it writes. `unstarted`, `running`: calls with
     an id that have not begun, or not returned. `queued`: results not yet delivered. `named`: the model waits for
     certain calls, and `satisfied`: all of those have returned (true where it named none). `injectable`: delivery
-    costs no resume.
+    costs no resume. `branches`: how many are open, and may be at most (`max_branches`).
     """
 
     waiting: bool
@@ -31,14 +31,19 @@ class View(msgspec.Struct, frozen=True, gc=False):
     named: bool
     satisfied: bool
     injectable: bool
+    branches: int = 0
+    max_branches: int = 1
 
 
 class Move(msgspec.Struct, frozen=True, gc=False):
-    """Start the calls that have not begun; stop the stream here; deliver everything that is queued."""
+    """Start the calls that have not begun; stop the stream here; deliver all that is queued, or open a branch with
+    it.
+    """
 
     start: bool = False
     stop: bool = False
     deliver: bool = False
+    fork: bool = False
 
 
 Policy = Callable[[View], Move]
@@ -69,6 +74,20 @@ def coalesce(view: View) -> Move:
     return Move(start=True, deliver=view.waiting and view.queued > 0 and done)
 
 
+def fork(view: View) -> Move:
+    """Make before break: at a trap each result, as it returns, opens a branch beside those that are open already.
+
+    A live sequence has no use for that: there it is `immediate`.
+    """
+    if view.injectable:
+        return immediate(view)
+    if not view.waiting or not view.queued or not view.satisfied:
+        return Move(start=True)
+    if view.branches == 0 and view.unstarted + view.running == 0:
+        return Move(start=True, deliver=True)  # the last result: nothing runs beside it
+    return Move(start=True, fork=view.branches < view.max_branches)
+
+
 def auto(view: View) -> Move:
     """The cheapest that is known: `immediate` where delivery costs no resume, `coalesce` where it does."""
     return immediate(view) if view.injectable else coalesce(view)
@@ -79,5 +98,6 @@ POLICIES: Mapping[str, Policy] = {
     "parallel": parallel,
     "immediate": immediate,
     "coalesce": coalesce,
+    "fork": fork,
     "auto": auto,
 }

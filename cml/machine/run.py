@@ -8,6 +8,7 @@ out:
 
 - *start*: calls that were written begin to run;
 - *stop*: the stream is cut right behind the last block, and the model waits;
+- *fork*: what is queued opens a branch beside the others (`branching.py`);
 - *deliver*: all of the queue goes in, as one piece. Into the live sequence where the model takes injection; otherwise
   the stream is cut, the transcript grows by what was written and by the interrupts, and a new stream opens on it.
 
@@ -28,24 +29,11 @@ from typing import Final
 import msgspec
 
 from .. import events as cml
-from ..render import render_interrupt
-from ..tools import CallError, Catalog, error_value
-from ..transcript import Segment
-from ..usage import Meter
-from .actions import (
-    Action,
-    CancelCall,
-    CloseStream,
-    EmitReasoning,
-    EmitText,
-    Execute,
-    Finish,
-    Inject,
-    Note,
-    OpenStream,
-    PauseStream,
-)
-from .calls import RUNTIME, Call, Ledger
+from ..tools import Catalog
+from .actions import Action, EmitReasoning, Inject, Note, PauseStream
+from .branching import Branching
+from .calls import RUNTIME
+from .core import Interrupt, Limits
 from .events import (
     Abandoned,
     CallDispatched,
@@ -53,7 +41,6 @@ from .events import (
     OutsideInterrupt,
     ReasoningArrived,
     ResultArrived,
-    RunError,
     StreamEnded,
     StreamFailed,
     StreamOpened,
@@ -62,7 +49,6 @@ from .events import (
 )
 from .policies import Move, Policy, View
 from .stream import Stream
-from .visible import Visible
 
 _NOTHING_PENDING: Final = '{"note":"no call is pending: go on, or give your answer"}'
 _FORGERY: Final = (
@@ -70,25 +56,7 @@ _FORGERY: Final = (
 )
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds on one run. What they end, they end with `finish_reason` "length" (the slips: with "stop")."""
-
-    max_resumes: int = 64
-    max_calls: int = 128
-    max_empty_traps: int = 3
-    max_forgeries: int = 3
-    max_output_chars: int = 4_000_000
-
-
-class _Interrupt(msgspec.Struct, frozen=True):
-    """One thing to tell the model. What is `urgent` (a person speaks) waits for no policy."""
-
-    id: str
-    value: str
-    urgent: bool = False
-
-
-class Run:
+class Run(Branching):
     """The state of one run.
 
     Without a `catalog` the text is not read for blocks: whatever the model writes is the answer.
@@ -107,24 +75,16 @@ class Run:
         max_tokens: int | None = None,
         prompt_chars: int = 0,
     ) -> None:
-        self.finished = False
-        self.transcript: list[Segment] = []
-        self._policy = policy
-        self._inject = inject
-        self._limits = limits or Limits()
-        self._plain = catalog is None
-        self._calls = Ledger(catalog, self._limits.max_calls)
-        self._visible = Visible(stop, max_tokens)
-        self._meter = Meter(prompt_chars)
-        self._queue: list[_Interrupt] = []
-        self._stream: Stream | None = None
-        self._streams = 0
-        self._waiting = False
+        super().__init__(
+            catalog,
+            policy,
+            inject=inject,
+            limits=limits,
+            stop=stop,
+            max_tokens=max_tokens,
+            prompt_chars=prompt_chars,
+        )
         self._named: frozenset[str] = frozenset()  # the calls that a trap waits for
-        self._empty_traps = 0
-        self._forgeries = 0
-        self._chars = 0
-        self._actions: list[Action] = []
         self._handlers: dict[type, Callable[..., None]] = {
             StreamOpened: self._on_opened,
             ReasoningArrived: self._on_reasoning,
@@ -154,30 +114,29 @@ class Run:
 
     def reads(self, stream: int) -> bool:
         """Whether text of that stream is still wanted."""
-        return self._stream is not None and self._stream.number == stream
-
-    def _taken(self) -> list[Action]:
-        actions, self._actions = self._actions, []
-        return actions
+        return (self._stream is not None and self._stream.number == stream) or self._branch(stream) is not None
 
     # ------------------------------------------------------------------ what streams do
 
     def _on_opened(self, event: StreamOpened) -> None:
         self._do(Note("accepted", stream=event.stream))
 
-    def _begin(self, stream: Stream) -> None:
-        stream.begun = True
-        self._do(Note("first_token", stream=stream.number))
-
     def _on_text(self, event: TextArrived) -> None:
         stream = self._stream
+        branch = None
         if stream is None or stream.number != event.stream:
-            return  # it was closed; this was on its way
+            branch = self._branch(event.stream)
+            if branch is None:
+                return  # it was closed; this was on its way
+            stream = branch.stream
         if not stream.begun:
             self._begin(stream)
         text = event.text
         self._meter.wrote(stream.number)
         self._chars += len(text)
+        if branch is not None:
+            self._branch_wrote(branch, stream.write(text))
+            return
         if self._plain:
             self._show(text, stream)
             return
@@ -195,16 +154,23 @@ class Run:
 
     def _on_reasoning(self, event: ReasoningArrived) -> None:
         stream = self._stream
-        if stream is not None and stream.number == event.stream:
-            if not stream.begun:
-                self._begin(stream)
-            stream.reasoning = True
-            self._meter.wrote(event.stream)
-            self._do(EmitReasoning(event.text, event.field))
+        if stream is None or stream.number != event.stream:
+            branch = self._branch(event.stream)
+            if branch is None:
+                return
+            stream = branch.stream
+        if not stream.begun:
+            self._begin(stream)
+        stream.reasoning = True
+        self._meter.wrote(event.stream)
+        self._do(EmitReasoning(event.text, event.field))
 
     def _on_ended(self, event: StreamEnded) -> None:
         stream = self._stream
         if stream is None or stream.number != event.stream:
+            branch = self._branch(event.stream)
+            if branch is not None:
+                self._branch_ended(branch, event.reason)
             return
         self._do(Note("closed", stream=event.stream, data={"reason": event.reason}))
         for found in stream.end():
@@ -223,7 +189,11 @@ class Run:
             self._end(event.reason)
 
     def _on_failed(self, event: StreamFailed) -> None:
-        if self._stream is not None and self._stream.number == event.stream:
+        branch = self._branch(event.stream)
+        if branch is not None:
+            branch.stream.ended = True
+            self._fail(event.error)
+        elif self._stream is not None and self._stream.number == event.stream:
             self._stream = None
             self._fail(event.error)
 
@@ -236,11 +206,7 @@ class Run:
     def _show(self, text: str, stream: Stream) -> None:
         if stream.idle and not text.isspace():
             stream.idle = False
-        shown = self._visible.text(text)
-        if shown:
-            self._actions.append(EmitText(shown))
-        if self._visible.finished is not None:
-            self._end(self._visible.finished)
+        self._emit(text)
 
     def _found(self, found: cml.Event, stream: Stream) -> None:
         """Act on one thing the parser found. It may end or replace the stream: look before going on with the next."""
@@ -264,19 +230,9 @@ class Run:
 
     def _on_call(self, block: cml.Call, stream: Stream) -> None:
         stream.idle = False
-        number = self._calls.number()
-        try:
-            call = self._calls.accept(number, block)
-        except CallError as error:
-            data = {"id": block.id, "error": error.type, "message": error.message}
-            self._do(Note("rejected", stream=stream.number, call=number, data=data))
-            known = block.id is not None and error.type != "invalid_id"
-            self._queue.append(_Interrupt(block.id if known and block.id else RUNTIME, error_value(error)))
-        else:
-            written = {"id": call.id, "tool": call.spec.name, "arguments": call.arguments}
-            self._do(Note("call", stream=stream.number, call=number, data=written))
-            if call.id is None:
-                self._execute(call)
+        call = self._accept(block, stream)
+        if call is not None and call.id is None:
+            self._execute(call)
         self._advance(behind=block.end)
 
     def _on_trap(self, trap: cml.Trap, stream: Stream) -> None:
@@ -314,14 +270,16 @@ class Run:
         if call is None:
             return
         self._do(Note("result", call=event.call, data={"ok": event.ok, "value": event.value, "ms": round(event.ms, 3)}))
-        if call.id is not None:
-            self._queue.append(_Interrupt(call.id, event.value))
-            self._advance()
+        call.result = event.value
+        for each in (call, *call.also):
+            if each.id is not None:
+                self._queue.append(Interrupt(each.id, event.value, branch=each.branch))
+        self._advance()
 
     def _on_outside(self, event: OutsideInterrupt) -> None:
         self._do(Note("outside", data={"source": event.source, "text": event.text}))
         value = msgspec.json.encode(event.text).decode()
-        self._queue.append(_Interrupt(event.source, value, urgent=True))
+        self._queue.append(Interrupt(event.source, value, urgent=True))
         self._advance()
 
     def _on_abandoned(self, event: Abandoned) -> None:
@@ -344,7 +302,9 @@ class Run:
         if not self._queue:
             return
         urgent = any(interrupt.urgent for interrupt in self._queue)
-        if (move.deliver or urgent) and (self._waiting or not self._critical(behind)):
+        if move.fork or (urgent and self._branches):
+            self._fork()
+        elif (move.deliver or urgent) and (self._waiting or not self._critical(behind)):
             self._deliver(behind)
 
     def _move(self) -> Move:
@@ -354,10 +314,12 @@ class Run:
                 waiting=self._waiting,
                 unstarted=len(calls.unstarted),
                 running=calls.running,
-                queued=len(self._queue),
+                queued=len(self._deliverable()),
                 named=bool(self._named),
                 satisfied=not any(map(calls.outstanding, self._named)),
                 injectable=self._inject,
+                branches=sum(not branch.settled for branch in self._branches),
+                max_branches=self._limits.max_branches,
             )
         )
 
@@ -367,9 +329,6 @@ class Run:
             return False
         # A stream that is cut right behind a block is cut where nothing is open, whatever has come behind it already.
         return stream.critical and (behind is None or self._inject)
-
-    def _pending(self) -> bool:
-        return bool(self._queue or self._calls.running or self._calls.unstarted)
 
     def _wait(
         self, stream: int, awaited: tuple[str, ...], names: tuple[str, ...] = (), *, implicit: bool = False
@@ -390,86 +349,28 @@ class Run:
         else:
             self._cut(stream, end, trapped=trapped)
 
-    def _cut(self, stream: Stream, end: int | None, *, trapped: bool = False) -> None:
-        self._keep(stream, end)
-        self._stream = None
-        if not stream.ended:
-            self._do(CloseStream(stream.number, trapped))
-            self._do(Note("closed", stream=stream.number, data={"reason": "cut"}))
-
-    def _keep(self, stream: Stream, end: int | None) -> None:
-        """Move the stream's text into the transcript, as far as the offset `end`."""
-        text = stream.take(end)
-        if text:
-            self.transcript.append(Segment("model", text))
-
     def _go_on(self, id: str, value: str) -> None:
         """Tell the model something of the runtime's own, at once."""
-        self._queue.append(_Interrupt(id, value))
+        self._queue.append(Interrupt(id, value))
         self._deliver(None)
 
     def _deliver(self, behind: int | None) -> None:
+        """Tell all that is queued to the stream that writes the transcript on, or to a new one."""
         queue, self._queue = self._queue, []
-        text = "\n".join(render_interrupt(interrupt.id, interrupt.value) for interrupt in queue)
-        note = {"ids": [interrupt.id for interrupt in queue], "text": text}
         self._waiting = False
         self._named = frozenset()
         stream = self._stream
         if stream is not None and self._injectable(stream):
             self._keep(stream, None)
             stream.idle = False
-            self.transcript.append(Segment("runtime", text))
-            self._do(Inject(stream.number, text))
-            self._do(Note("interrupt", stream=stream.number, data=note))
+            told = self._told(queue, stream.number)
+            self.transcript.append(told)
+            self._do(Inject(stream.number, told.text))
             return
         if stream is not None:
             self._cut(stream, behind)
-        self.transcript.append(Segment("runtime", text))
         if self._streams > self._limits.max_resumes:
             self._end("length")
             return
-        self._do(Note("interrupt", stream=self._streams, data=note))
+        self.transcript.append(self._told(queue, self._streams))
         self._open()
-
-    def _open(self) -> None:
-        number = self._streams
-        self._streams += 1
-        self._stream = Stream(number)
-        transcript = tuple(self.transcript)
-        self._meter.opened(number, sum(len(segment.text) for segment in transcript))
-        if number:
-            self._do(Note("resumed", stream=number))
-        self._do(Note("opened", stream=number, data={"resume": number}))
-        self._do(OpenStream(number, transcript))
-
-    def _execute(self, call: Call) -> None:
-        self._calls.start(call)
-        self._do(Execute(call.number, call.spec, call.arguments, detached=call.id is None))
-
-    def _end(self, reason: str) -> None:
-        """The answer is complete (or as complete as it may get)."""
-        rest = self._visible.end()
-        if rest:
-            self._do(EmitText(rest))
-        self._finish(reason, None)
-
-    def _fail(self, error: RunError) -> None:
-        self._do(Note("error", data={"type": error.type, "message": error.message}))
-        self._finish("error", error)
-
-    def _finish(self, reason: str, error: RunError | None) -> None:
-        if self._stream is not None:
-            self._cut(self._stream, None)
-        for call in self._calls.live():
-            if call.id is None and error is None:
-                self._do(Note("detached", call=call.number))  # nobody waits for it: it goes on behind the answer
-                continue
-            self._do(CancelCall(call.number))
-            self._do(Note("cancelled", call=call.number))
-        self.finished = True
-        usage = self._meter.total()
-        self._do(Note("finished", data={"reason": reason, "usage": msgspec.to_builtins(usage)}))
-        self._do(Finish(reason, usage, error))
-
-    def _do(self, action: Action) -> None:
-        self._actions.append(action)

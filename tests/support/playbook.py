@@ -31,7 +31,8 @@ class Playbook:
     def __init__(self, policy: str, **options: Any) -> None:
         self.run = Run(Tools(), POLICIES[policy], **options)
         self.shown = ""
-        self.stream: int | None = None  # the open one
+        self.forks = policy == "fork"
+        self.open: list[int] = []  # streams, the newest last
         self.streams = 0
         self.paused = False
         self.prompts: list[tuple[Any, ...]] = []
@@ -48,13 +49,13 @@ class Playbook:
             assert self.finish is None, f"{action} after Finish"
             match action:
                 case act.OpenStream():
-                    assert self.stream is None, "a second stream was opened beside the first"
+                    assert self.forks or not self.open, "a second stream was opened beside the first"
                     assert action.stream == self.streams
-                    self.stream, self.streams, self.paused = action.stream, self.streams + 1, False
+                    self.open.append(action.stream)
+                    self.streams, self.paused = self.streams + 1, False
                     self.prompts.append(action.transcript)
                 case act.CloseStream():
-                    assert action.stream == self.stream
-                    self.stream = None
+                    self.open.remove(action.stream)
                 case act.PauseStream():
                     assert action.stream == self.stream
                     self.paused = True
@@ -76,27 +77,33 @@ class Playbook:
                     self.notes.append(action)
                 case act.Finish():
                     self.finish = action
-                    self.stream = None
+                    assert not self.open, "a stream is left open"
 
     # what may happen
 
-    def writes(self, *texts: str) -> Playbook:
-        """The model writes, on the stream that is open when each piece comes."""
+    @property
+    def stream(self) -> int | None:
+        """The stream that is open (the newest of several)."""
+        return self.open[-1] if self.open else None
+
+    def writes(self, *texts: str, stream: int | None = None) -> Playbook:
+        """The model writes, on the stream that is open when each piece comes, or on a certain one."""
         for text in texts:
-            assert self.stream is not None, "no stream is open"
-            self._take(self.run.handle(ev.TextArrived(self.stream, text)))
+            number = self.stream if stream is None else stream
+            assert number in self.open, "the stream is not open"
+            self._take(self.run.handle(ev.TextArrived(number, text)))
         return self
 
-    def ends(self, reason: str = "stop") -> Playbook:
-        assert self.stream is not None, "no stream is open"
-        stream, self.stream = self.stream, None
-        self._take(self.run.handle(ev.StreamEnded(stream, reason)))
+    def ends(self, reason: str = "stop", stream: int | None = None) -> Playbook:
+        number = self.stream if stream is None else stream
+        assert number in self.open, "the stream is not open"
+        self.open.remove(number)
+        self._take(self.run.handle(ev.StreamEnded(number, reason)))
         return self
 
     def fails(self) -> Playbook:
         assert self.stream is not None
-        stream, self.stream = self.stream, None
-        self._take(self.run.handle(ev.StreamFailed(stream, RunError("it broke"))))
+        self._take(self.run.handle(ev.StreamFailed(self.open.pop(), RunError("it broke"))))
         return self
 
     def returns(self, call: int, value: Any = None) -> Playbook:

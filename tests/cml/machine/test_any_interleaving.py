@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from playbook import Playbook, small
 
-from asynclm.cml.events import Interrupt
+from asynclm.cml.events import Call, Interrupt
 from asynclm.cml.machine import POLICIES, RunError
 from asynclm.cml.machine import events as ev
 from asynclm.cml.parser import Parser
@@ -54,16 +54,17 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.said: list[str] = []
 
     @precondition(lambda self: self.p.stream is not None and not self.p.paused)
-    @rule(text=SNIPPETS, size=st.integers(1, 40))
-    def write(self, text: str, size: int) -> None:
+    @rule(text=SNIPPETS, size=st.integers(1, 40), data=st.data())
+    def write(self, text: str, size: int, data: st.DataObject) -> None:
+        stream = data.draw(st.sampled_from(self.p.open))
         for at in range(0, len(text), size):
-            if self.p.stream is not None and not self.p.paused:
-                self.p.writes(text[at : at + size])
+            if stream in self.p.open and not self.p.paused:
+                self.p.writes(text[at : at + size], stream=stream)
 
     @precondition(lambda self: self.p.stream is not None and not self.p.paused)
-    @rule(reason=st.sampled_from(["stop", "length"]))
-    def end(self, reason: str) -> None:
-        self.p.ends(reason)
+    @rule(reason=st.sampled_from(["stop", "length"]), data=st.data())
+    def end(self, reason: str, data: st.DataObject) -> None:
+        self.p.ends(reason, data.draw(st.sampled_from(self.p.open)))
 
     @precondition(lambda self: self.p.live)
     @rule(data=st.data())
@@ -115,13 +116,35 @@ class AnyInterleaving(RuleBasedStateMachine):
         assert p.finish is not None, "the run does not finish"
         self.check_prompts()
         self.check_deliveries()
+        self.check_history()
 
     def check_prompts(self) -> None:
         prompts = [*self.p.prompts, tuple(self.p.run.transcript)]
+        if self.p.forks:
+            # Branches can't be each other's prefixes, but what each forked from stays as it was.
+            whole = tuple(self.p.run.transcript)
+            assert all(whole[: len(prompt[:-1])] == prompt[:-1] for prompt in self.p.prompts)
+            return
         for earlier, later in itertools.pairwise(prompts):
             assert later[: len(earlier)] == earlier
             assert as_turns(later)[: len(as_turns(earlier))] == as_turns(earlier)
             assert as_prefill(later).startswith(as_prefill(earlier))
+
+    def check_history(self) -> None:
+        """The transcript is one legal history: an accepted id stands in one call, and its result comes behind it."""
+        accepted = [note.data["id"] for note in self.p.notes if note.kind == "call" and note.data["id"] is not None]
+        assert len(accepted) == len(set(accepted))
+        written: list[str | None] = []
+        for segment in self.p.run.transcript:
+            parser = Parser(interrupts=True)
+            for event in parser.feed(segment.text) + parser.finish():
+                if isinstance(event, Call):
+                    written.append(event.id)
+                elif isinstance(event, Interrupt) and event.id in accepted:
+                    assert event.id in written
+        rejected = [note.data["id"] for note in self.p.notes if note.kind == "rejected"]
+        for id in accepted:
+            assert written.count(id) <= 1 + rejected.count(id)
 
     def check_deliveries(self) -> None:
         transcript = self.p.run.transcript
@@ -158,8 +181,10 @@ class AnyInterleaving(RuleBasedStateMachine):
             note.data.get("empty") for note in self.p.notes
         )
         if complete and not bounded:
+            shared = {note.call: note.data["with"] for note in self.p.notes if note.kind == "shared"}
             for call, value in self.results.items():
-                assert values.count(value) == (0 if accepted[call] is None else 1)
+                told = [call, *(twin for twin, first in shared.items() if first == call)]
+                assert values.count(value) == sum(accepted[each] is not None for each in told)
             for text in self.said:
                 assert values.count(text) == 1
         assert "twice" not in values

@@ -1,0 +1,52 @@
+"""A branch: a continuation of the transcript that sees some of the results while others are still to come.
+
+Branches that are open at the same time cannot see each other. Each is a stream on the transcript as it was when the
+branch opened, plus what the branch was told. When its model traps or ends, the branch is *settled*; settled branches
+are *folded* into the transcript in the order in which they opened, so that the transcript is one legal history.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..tokens import CALL, HEAD
+from ..transcript import Segment
+from .stream import Stream
+
+
+class Branch:
+    """One branch, open or settled, not yet folded.
+
+    `fork` is how many segments of the transcript it opened on, `told` what it was told behind them. `pieces` is its
+    text for the client, None standing for each block. `reason` is set when its model ended by itself.
+    """
+
+    __slots__ = ("fork", "pieces", "reason", "renamed", "settled", "stream", "told", "written")
+
+    def __init__(self, number: int, fork: int, told: Segment) -> None:
+        self.stream = Stream(number)
+        self.fork = fork
+        self.told = told
+        self.written = ""
+        self.pieces: list[str | None] = []
+        self.renamed: dict[str, str] = {}
+        self.settled = False
+        self.reason: str | None = None
+
+    @property
+    def number(self) -> int:
+        """The number of its stream."""
+        return self.stream.number
+
+    def drop_chatter(self) -> None:
+        """It trapped: what it said since its last block was only that it waits."""
+        while self.pieces and self.pieces[-1] is not None:
+            self.pieces.pop()
+
+    def text(self) -> str:
+        """What it wrote, as it stands in the transcript: ids that a sibling used first are replaced."""
+        text = self.written
+        for old, new in self.renamed.items():
+            block = re.compile(rf"{re.escape(CALL)}\s*{re.escape(old)}\s*{re.escape(HEAD)}")
+            text = block.sub(f"{CALL} {new} {HEAD}", text, count=1)
+        return text

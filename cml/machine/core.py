@@ -1,0 +1,204 @@
+"""What the run machine is made of: its state, and the steps that everything else is put together from.
+
+`Run` (`run.py`) says what happens when; `Branching` (`branching.py`) is the part of it that carries several streams
+at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import msgspec
+
+from .. import events as cml
+from ..render import render_interrupt
+from ..tools import CallError, Catalog, error_value
+from ..transcript import Segment
+from ..usage import Meter
+from .actions import Action, CancelCall, CloseStream, EmitText, Execute, Finish, Note, OpenStream
+from .branch import Branch
+from .calls import RUNTIME, Call, Ledger
+from .events import RunError
+from .policies import Policy
+from .stream import Stream
+from .visible import Visible
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on one run. What they end, they end with `finish_reason` "length" (the slips: with "stop").
+
+    At `max_branches` open branches, further results wait and go into the next one together.
+    """
+
+    max_resumes: int = 64
+    max_calls: int = 128
+    max_branches: int = 4
+    max_empty_traps: int = 3
+    max_forgeries: int = 3
+    max_output_chars: int = 4_000_000
+
+
+class Interrupt(msgspec.Struct, frozen=True):
+    """One thing to tell the model. What is `urgent` (a person speaks) waits for no policy.
+
+    `branch` wrote the call that it answers: until that one is folded, no other stream knows of the call.
+    """
+
+    id: str
+    value: str
+    urgent: bool = False
+    branch: int | None = None
+
+
+class Core(ABC):
+    """State and elementary steps of one run."""
+
+    def __init__(
+        self,
+        catalog: Catalog | None,
+        policy: Policy,
+        *,
+        inject: bool = False,
+        limits: Limits | None = None,
+        stop: tuple[str, ...] = (),
+        max_tokens: int | None = None,
+        prompt_chars: int = 0,
+    ) -> None:
+        self.finished = False
+        self.transcript: list[Segment] = []
+        self._policy = policy
+        self._inject = inject
+        self._limits = limits or Limits()
+        self._plain = catalog is None
+        self._calls = Ledger(catalog, self._limits.max_calls)
+        self._visible = Visible(stop, max_tokens)
+        self._meter = Meter(prompt_chars)
+        self._queue: list[Interrupt] = []
+        self._stream: Stream | None = None  # the one that writes the transcript on; none while branches are open
+        self._branches: list[Branch] = []  # in the order in which they opened, not yet folded
+        self._streams = 0
+        self._waiting = False
+        self._empty_traps = 0
+        self._forgeries = 0
+        self._chars = 0
+        self._actions: list[Action] = []
+
+    @abstractmethod
+    def _advance(self, behind: int | None = None) -> None:
+        """Ask the policy for its move and carry it out. `behind`: the offset of a block that was just completed."""
+
+    @abstractmethod
+    def _go_on(self, id: str, value: str) -> None:
+        """Tell the model something of the runtime's own, at once."""
+
+    def _do(self, action: Action) -> None:
+        self._actions.append(action)
+
+    def _taken(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+    def _pending(self) -> bool:
+        return bool(self._queue or self._calls.running or self._calls.unstarted)
+
+    # ------------------------------------------------------------------ streams
+
+    def _open(self) -> None:
+        """Open the stream that writes the transcript on."""
+        self._waiting = False
+        self._stream = Stream(self._streams)
+        self._request(tuple(self.transcript))
+
+    def _request(self, transcript: tuple[Segment, ...]) -> None:
+        number = self._streams
+        self._streams += 1
+        self._meter.opened(number, sum(len(segment.text) for segment in transcript))
+        if number:
+            self._do(Note("resumed", stream=number))
+        self._do(Note("opened", stream=number, data={"resume": number}))
+        self._do(OpenStream(number, transcript))
+
+    def _begin(self, stream: Stream) -> None:
+        stream.begun = True
+        self._do(Note("first_token", stream=stream.number))
+
+    def _keep(self, stream: Stream, end: int | None) -> None:
+        """Move the stream's text into the transcript, as far as the offset `end`."""
+        text = stream.take(end)
+        if text:
+            self.transcript.append(Segment("model", text))
+
+    def _cut(self, stream: Stream, end: int | None, *, trapped: bool = False) -> None:
+        self._keep(stream, end)
+        self._stream = None
+        self._close(stream, trapped=trapped)
+
+    def _close(self, stream: Stream, *, trapped: bool = False) -> None:
+        if not stream.ended:
+            self._do(CloseStream(stream.number, trapped))
+            self._do(Note("closed", stream=stream.number, data={"reason": "cut"}))
+
+    # ------------------------------------------------------------------ what they write
+
+    def _emit(self, text: str) -> None:
+        """Text for the client, as far as it is visible. It may end the run."""
+        shown = self._visible.text(text)
+        if shown:
+            self._actions.append(EmitText(shown))
+        if self._visible.finished is not None:
+            self._end(self._visible.finished)
+
+    def _accept(self, block: cml.Call, stream: Stream, branch: Branch | None = None) -> Call | None:
+        """Enter a call; None for one that is rejected, which the model will be told."""
+        number = self._calls.number()
+        try:
+            call = self._calls.accept(number, block, branch)
+        except CallError as error:
+            data = {"id": block.id, "error": error.type, "message": error.message}
+            self._do(Note("rejected", stream=stream.number, call=number, data=data))
+            id = block.id if block.id is not None and error.type != "invalid_id" else RUNTIME
+            self._queue.append(Interrupt(id, error_value(error), branch=None if branch is None else branch.number))
+            return None
+        written = {"id": call.id, "tool": call.spec.name, "arguments": call.arguments}
+        self._do(Note("call", stream=stream.number, call=number, data=written))
+        return call
+
+    def _execute(self, call: Call) -> None:
+        self._calls.start(call)
+        self._do(Execute(call.number, call.spec, call.arguments, detached=call.id is None))
+
+    def _told(self, interrupts: list[Interrupt], stream: int) -> Segment:
+        """What stream `stream` is told, as it stands in the transcript."""
+        text = "\n".join(render_interrupt(each.id, each.value) for each in interrupts)
+        self._do(Note("interrupt", stream=stream, data={"ids": [each.id for each in interrupts], "text": text}))
+        return Segment("runtime", text)
+
+    # ------------------------------------------------------------------ the end
+
+    def _end(self, reason: str) -> None:
+        """The answer is complete (or as complete as it may get)."""
+        rest = self._visible.end()
+        if rest:
+            self._do(EmitText(rest))
+        self._finish(reason, None)
+
+    def _fail(self, error: RunError) -> None:
+        self._do(Note("error", data={"type": error.type, "message": error.message}))
+        self._finish("error", error)
+
+    def _finish(self, reason: str, error: RunError | None) -> None:
+        if self._stream is not None:
+            self._cut(self._stream, None)
+        for branch in self._branches:
+            if not branch.settled:
+                self._close(branch.stream)
+        for call in self._calls.live():
+            if call.id is None and error is None:
+                self._do(Note("detached", call=call.number))  # nobody waits for it: it goes on behind the answer
+                continue
+            self._do(CancelCall(call.number))
+            self._do(Note("cancelled", call=call.number))
+        self.finished = True
+        usage = self._meter.total()
+        self._do(Note("finished", data={"reason": reason, "usage": msgspec.to_builtins(usage)}))
+        self._do(Finish(reason, usage, error))
