@@ -18,6 +18,7 @@ measures. Times are seconds since the request arrived. The kinds, and what stand
 | `detached` | | yes | it has no id, so nobody waits for it: it goes on behind the finished answer |
 | `interrupt` | yes | | `ids`, `text`: given to the model |
 | `branch` | yes | | it carries on beside others; `open`: how many there are |
+| `shared` | yes | yes | the same call runs already for a branch beside it: `with`, its number |
 | `folded` | yes | | a branch became part of the transcript |
 | `trap` | yes | | `names`; `implicit` (the stream just ended, with calls pending) or `empty` (nothing was) |
 | `forged` | yes | | the model wrote an `[INTR]` of its own and was cut off |

@@ -138,9 +138,9 @@ class Limits(_Section, frozen=True, kw_only=True):
     max_result_bytes: Annotated[int, msgspec.Meta(ge=256)] = 65_536
     max_resumes: Count = 64
     max_calls: Count = 128
+    max_branches: Positive = 4
     max_empty_traps: Count = 3
     max_forgeries: Count = 3
-    max_branches: Positive = 4
     max_output_chars: Positive = 4_000_000
     cml_tokens: Count = 4096
 

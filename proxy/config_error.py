@@ -15,7 +15,6 @@ Key = tuple[str | int, ...]
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _INVALID_CHOICE = re.compile(r"Invalid enum value '(.*)'", re.DOTALL)
 _WORDS = {"object": "table", "array": "list", "float": "number", "int": "whole number", "str": "string"}
-_LATER = {"fork": "fork comes in a later version"}
 
 
 class ConfigError(Exception):
@@ -49,9 +48,7 @@ def reason(error: msgspec.ValidationError, type: Any) -> str:
     message = str(error).partition(" - at ")[0]
     choice = _INVALID_CHOICE.fullmatch(message)
     if choice:
-        value = choice[1]
-        later = f" ({_LATER[value]})" if value in _LATER else ""
-        return f"{value[:40]!r} is not one of {listed(_choices(type))}{later}"
+        return f"{choice[1][:40]!r} is not one of {listed(_choices(type))}"
     if message.endswith("of length >= 1"):
         return "must not be empty"
     message = re.sub(

@@ -232,13 +232,12 @@ class TestErrors:
                 'upstreams.main.prefill: only for kind = "openai"',
             ),
             (
-                "[models.'*']\npolicy = 'fork'",
-                "models.\"*\".policy: 'fork' is not one of sync, parallel, immediate, coalesce, auto, off "
-                "(fork comes in a later version)",
+                "[models.'*']\npolicy = 'forks'",
+                "models.\"*\".policy: 'forks' is not one of sync, parallel, immediate, coalesce, fork, auto, off",
             ),
             (
                 "[models.'gpt-4.1']\npolicy = 'x'",
-                "models.\"gpt-4.1\".policy: 'x' is not one of sync, parallel, immediate, coalesce, auto, off",
+                "models.\"gpt-4.1\".policy: 'x' is not one of sync, parallel, immediate, coalesce, fork, auto, off",
             ),
             (
                 "[upstreams.main]\n[models.'*']\nupstream = 'mian'",
@@ -370,7 +369,7 @@ class TestEnvironment:
             ("RUNS_XYZ", "1", "no key is called 'xyz': keep"),
             ("SERVER_HEARTBEAT_S", "nan", "expected number > 0.0"),
             ("UPSTREAMS_MAIN_KIND", "azure", "'azure' is not one of openai, anthropic, simulated"),
-            ("MODELS_ANY_POLICY", "fork", "(fork comes in a later version)"),
+            ("MODELS_ANY_POLICY", "forks", "'forks' is not one of sync, parallel"),
             ("UPSTREAMS_MAIN_HEADERS", "{sk-1", "must be JSON: "),
             ("UPSTREAMS_MAIN_HEADERS", '{"a": 1}', "expected string, got whole number"),
             ("UPSTREAMS_MAIN_BASEURL", "http://a", "must end with a name and one of the keys KIND, BASE_URL"),
