@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import ast
 import warnings
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from .tools import CallError, Invocation
 
+MAX_BODY_CHARS: Final = 65_536  # reading more would hold up everybody else: about 2 ms for each 1,000 characters
+_MAX_INT_BITS: Final = 1024  # Python itself refuses to print integers not much larger
 _NAMES = {"true": True, "false": False, "null": None}  # JSON's words, which models mix into Python calls
 
 
 def parse_body(body: str) -> Invocation:
     """Read a call body. Raises `CallError` of type `syntax_error`."""
+    if len(body) > MAX_BODY_CHARS:
+        raise _syntax(f"it is longer than {MAX_BODY_CHARS} characters")
     return _from_json(body) if body.startswith("{") else _from_python(body)
 
 
 def _from_json(body: str) -> Invocation:
     try:
         call = msgspec.json.decode(body.encode("utf-8", "surrogatepass"))
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _syntax(f"not valid JSON: {error}") from None
     name, arguments = call.get("name"), call.get("arguments", {})
     if not isinstance(name, str) or not name:
@@ -32,10 +36,11 @@ def _from_json(body: str) -> Invocation:
     if isinstance(arguments, str):  # as OpenAI's own tool calls carry them
         try:
             arguments = msgspec.json.decode(arguments or "{}")
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise _syntax(f'"arguments" is not valid JSON: {error}') from None
     if not isinstance(arguments, dict):
         raise _syntax('"arguments" must be an object')
+    _refuse_huge(arguments)
     return Invocation(name, (), arguments)
 
 
@@ -61,6 +66,8 @@ def _from_python(body: str) -> Invocation:
         for keyword in tree.keywords:
             if keyword.arg is None:
                 raise _syntax("** is not supported: write each argument as name=value")
+            if keyword.arg in named:
+                raise _syntax(f"{keyword.arg} is given twice")
             named[keyword.arg] = _value(keyword.value)
     except RecursionError:
         raise _syntax("too deeply nested") from None
@@ -80,6 +87,7 @@ def _dotted(node: ast.expr) -> str | None:
 def _value(node: ast.expr) -> Any:
     match node:
         case ast.Constant(value=None | bool() | int() | float() | str() as value):
+            _refuse_huge(value)
             return value
         case ast.Name(id=word) if word in _NAMES:
             return _NAMES[word]
@@ -92,6 +100,17 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Starred):
         raise _syntax("* is not supported: write each argument out")
     raise _syntax(f"arguments must be literals (numbers, strings, lists, dicts, True, False, None), not {_shown(node)}")
+
+
+def _refuse_huge(value: Any) -> None:
+    if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
+        raise _syntax("an integer is too large")
+    if isinstance(value, dict):
+        for each in value.values():
+            _refuse_huge(each)
+    elif isinstance(value, list):
+        for each in value:
+            _refuse_huge(each)
 
 
 def _key(node: ast.expr | None) -> str:

@@ -34,7 +34,7 @@ _CUT: Final = "cut"
 _THINK_OPEN: Final = "<think>"
 _THINK_CLOSE: Final = "</think>"
 
-_SIX: Final = {token: token for token in (CALL, INTR, TRAP, HEAD)}
+_OPENERS: Final = {token: token for token in (CALL, INTR, TRAP, HEAD)}
 _PREFIXES: Final = frozenset(token[:n] for token in CONTROL_TOKENS for n in range(1, len(token)))
 
 # By the literal that is open ("" for none): what can change the state next.
@@ -80,12 +80,17 @@ class Parser:
         return self._held
 
     @property
+    def thinking(self) -> bool:
+        """Whether a `<think>` section is open."""
+        return self._mode is _THINK
+
+    @property
     def closing(self) -> str:
         """What would have to follow to close the block or thinking that is open; "" where none is."""
         held = self._held
         if self._mode is _THINK:
             return _THINK_CLOSE[len(held) :]
-        if self._mode not in _SIX:
+        if self._mode not in _OPENERS:
             return ""
         if held and END.startswith(held):
             return END[len(held) :]
@@ -116,7 +121,7 @@ class Parser:
             events.append(Text(held, self._end))
         elif mode is _THINK and held:
             events.append(Thinking(held, self._end))
-        elif mode in _SIX:
+        elif mode in _OPENERS:
             if mode is not TRAP:
                 self._parts.append(held)
             self._close(events, self._end, "[END] is missing")
@@ -297,7 +302,7 @@ class Parser:
 def _token_at(text: str, at: int) -> str | None:
     """The control token at `text[at]`, "" if it may become one with more text, None if it can't."""
     six = text[at : at + 6]
-    token = _SIX.get(six)
+    token = _OPENERS.get(six)
     if token is not None:
         return token
     if six.startswith(END):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from .tokens import CALL, END, HEAD, INTR, TRAP, escape_json
+from .tokens import CALL, END, HEAD, INTR, TOKEN_START, TRAP, escape_json
 
 # A stop sequence that ends a stream at a trap and leaves proof of it: APIs return the text before the match, so what
 # remains is `[TRAP`, which the run machine completes. After a bare "[TRAP]" as stop sequence nobody could tell a
 # trap from an answer that just ended.
 STOP: Final = "][END]"
-
-_TOKEN_START = re.compile(r"\[(?=(?:CALL|INTR|TRAP|HEAD|END)\])")
 
 
 def render_call(id: str | None, body: str) -> str:
@@ -25,7 +22,7 @@ def render_body(name: str, arguments: Mapping[str, Any]) -> str:
     """A Python call expression, `f(x=1)`. Argument names must be identifiers; values are what JSON can hold, finite."""
     written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     # Control tokens can only stand in string literals here, where \x5b is the same as the bracket.
-    return _TOKEN_START.sub(r"\\x5b", f"{name}({written})")
+    return TOKEN_START.sub(r"\\x5b", f"{name}({written})")
 
 
 def render_interrupt(id: str, value: str) -> str:

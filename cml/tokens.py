@@ -17,7 +17,8 @@ HEAD: Final = "[HEAD]"
 END: Final = "[END]"
 CONTROL_TOKENS: Final = (CALL, INTR, TRAP, HEAD, END)
 
-_TOKEN_START = re.compile(r"\[(?=(?:CALL|INTR|TRAP|HEAD|END)\])")
+# Where a control token begins.
+TOKEN_START: Final = re.compile(r"\[(?=(?:CALL|INTR|TRAP|HEAD|END)\])")
 _ESCAPABLE = re.compile(r"\[(?=(?:CALL|INTR|TRAP|HEAD|END)\])|\\(?=u005[bc])")
 _ESCAPED = re.compile(r"\\u005([bc])")
 
@@ -36,4 +37,4 @@ def unescape(text: str) -> str:
 
 def escape_json(json: str) -> str:
     """Escape control tokens in a JSON document, where they can only stand in strings: any JSON decoder undoes it."""
-    return _TOKEN_START.sub("\\\\u005b", json)
+    return TOKEN_START.sub("\\\\u005b", json)

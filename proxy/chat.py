@@ -44,6 +44,7 @@ _OURS: Final = frozenset(
     }
 )
 _MAX_STOPS: Final = 4
+_MAX_STOP_CHARS: Final = 1000
 _WITH_TOOLS: Final = "when the proxy runs tools (x-asynclm-policy: off passes a request through without them)"
 _TRANSLATED: Final = "from this upstream"
 
@@ -193,8 +194,8 @@ def _stop(stop: Any) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or not all(isinstance(each, str) for each in stops) or len(stops) > _MAX_STOPS:
         raise invalid(f"stop must be a string or an array of up to {_MAX_STOPS} strings.", "stop")
-    if "" in stops:
-        raise invalid("stop must not hold an empty string.", "stop")
+    if not all(0 < len(each) <= _MAX_STOP_CHARS for each in stops):
+        raise invalid(f"each stop must have 1 to {_MAX_STOP_CHARS} characters.", "stop")
     return tuple(stops)
 
 

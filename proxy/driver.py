@@ -95,9 +95,18 @@ class Driver:
         self._draining: set[int] = set()  # streams whose model has stopped by itself
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._detached: set[int] = set()  # calls that may outlive the run
-        self._shown: list[str] = []  # text since the last flush
-        self.streams = 0
-        self.calls = 0
+        self._shown: list[str] = []  # text that is not in the timeline yet
+        self._writing = 0  # the stream it came from
+
+    @property
+    def streams(self) -> int:
+        """How many upstream requests the run has made."""
+        return len(self._streams)
+
+    @property
+    def calls(self) -> int:
+        """How many calls it has executed."""
+        return len(self._calls)
 
     async def drive(self) -> act.Finish:
         """Run to the end. Cancel the awaiting task to abandon the run."""
@@ -117,9 +126,12 @@ class Driver:
         """End the run with an error, now."""
         self._tell(ev.Abandoned(error))
 
-    def interrupt(self, source: str, text: str) -> None:
-        """Put somebody's words into the running answer."""
+    def interrupt(self, source: str, text: str) -> bool:
+        """Put somebody's words into the running answer. False if they can't reach the model any more."""
+        if not self._run.listens:
+            return False
         self._tell(ev.OutsideInterrupt(source, text))
+        return True
 
     def _expire(self) -> None:
         message = f"The run took longer than {self._max_s:g} s, which is as long as it may."
@@ -156,9 +168,9 @@ class Driver:
                 case act.EmitReasoning(text=text, field=field):
                     self._sink.reasoning(text, field)
                 case act.Note(kind=kind, stream=stream, call=call, data=data):
+                    self._note_text()
                     self._timeline.add(self._elapsed(), kind, stream=stream, call=call, **data)
                 case act.OpenStream(stream=stream):
-                    self.streams += 1
                     self._streams[stream] = self._spawn(self._read(action), f"stream {stream}")
                 case act.CloseStream(stream=stream, trapped=trapped):
                     self._close(stream, trapped)
@@ -167,7 +179,6 @@ class Driver:
                 case act.Inject(stream=stream, text=text):
                     self._injectable(stream).inject(text)
                 case act.Execute(call=call, detached=detached):
-                    self.calls += 1
                     self._calls[call] = self._spawn(self._execute(action), f"call {call}")
                     if detached:
                         self._detached.add(call)
@@ -184,7 +195,10 @@ class Driver:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A run must not wait for a task that broke down."""
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            if any(task is stream and self._run.reads(number) for number, stream in self._streams.items()):
+                self.abandon(RunError("The upstream request was cancelled.", 502, "upstream_error", "cancelled"))
+        elif (error := task.exception()) is not None:
             _log.error("%s of a run broke down", task.get_name(), exc_info=error)
             message = f"The proxy failed: {type(error).__name__}. This is a fault of its own; its log says more."
             self.abandon(RunError(message, 500, "server_error", "internal_error"))
@@ -230,6 +244,7 @@ class Driver:
         try:
             async with asyncio.timeout(None) as patience:
                 async for batch in stream:
+                    self._writing = number
                     for event in batch:
                         if type(event) is TextDelta:
                             for action in handle(ev.TextArrived(number, event.text)):
@@ -246,7 +261,9 @@ class Driver:
                             patience.reschedule(self._loop.time() + _USAGE_GRACE_S)
                         elif type(event) is Usage:
                             self._tell(ev.UsageReported(number, event))
-                    await self._flush(number)
+                    if ended is not None and self._run.live:
+                        self._tell(ev.StreamEnded(number, ended))  # before anything is injected into what has stopped
+                    await self._flush()
                     if ended is None and not self._run.reads(number):
                         if number not in self._trapped:
                             return  # closed for what it wrote
@@ -259,14 +276,18 @@ class Driver:
         except TimeoutError:
             if ended is None:
                 return  # it did not stop at its trap
+        self._writing = number
         self._tell(ev.StreamEnded(number, ended or "stop"))
-        await self._flush(number)
+        await self._flush()
 
-    async def _flush(self, number: int) -> None:
-        if self._shown:
-            self._timeline.add(self._elapsed(), "text", stream=number, text="".join(self._shown))
-            self._shown.clear()
+    async def _flush(self) -> None:
+        self._note_text()
         await self._sink.flush()
+
+    def _note_text(self) -> None:
+        if self._shown:
+            self._timeline.add(self._elapsed(), "text", stream=self._writing, text="".join(self._shown))
+            self._shown.clear()
 
     # ------------------------------------------------------------------ calls
 

@@ -64,6 +64,7 @@ class Passthrough:
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._open: set[aiohttp.ClientResponse] = set()  # answers being streamed through
+        self._waiting: set[asyncio.Timeout] = set()  # requests whose answer has not begun
         self._abandoned = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -93,6 +94,8 @@ class Passthrough:
     def abandon(self) -> None:
         """End every stream that is under way; streams of events end with an error event."""
         self._abandoned = True
+        for patience in self._waiting:
+            patience.reschedule(0)
         for upstream in list(self._open):
             upstream.close()
 
@@ -120,17 +123,31 @@ class Passthrough:
 
     async def forward(self, request: web.Request, path: str, body: bytes, target: Target) -> web.StreamResponse:
         """Send the request to `path` (behind the base URL) and stream the answer back. Raises `APIError`."""
-        upstream = await self._send(request, path, body, target)
-        self._open.add(upstream)
+        upstream = None
         self._idle.clear()
         try:
+            upstream = await self._accepted(request, path, body, target)
+            self._open.add(upstream)
             return await self._answer(request, upstream)
         finally:
-            # Nothing but closing: a connection with an answer half read can't be used again.
-            upstream.close()
-            self._open.discard(upstream)
-            if not self._open:
+            if upstream is not None:
+                # Nothing but closing: a connection with an answer half read can't be used again.
+                upstream.close()
+                self._open.discard(upstream)
+            if not self._open and not self._waiting:
                 self._idle.set()
+
+    async def _accepted(self, request: web.Request, path: str, body: bytes, target: Target) -> aiohttp.ClientResponse:
+        """Send, unless the proxy shuts down before the answer begins."""
+        patience = asyncio.timeout(None)
+        try:
+            async with patience:
+                self._waiting.add(patience)
+                return await self._send(request, path, body, target)
+        except TimeoutError:
+            raise APIError(503, "The proxy is shutting down.", type="server_error", code="server_shutdown") from None
+        finally:
+            self._waiting.discard(patience)
 
     async def _send(
         self, request: web.Request, path: str, body: bytes, target: Target, more: Mapping[str, str] | None = None
@@ -187,7 +204,7 @@ class Passthrough:
                 message, code = "The proxy is shutting down.", "server_shutdown"
             elif isinstance(error, TimeoutError):
                 message, code = "The upstream fell silent.", "upstream_timeout"
-            if upstream.content_type != "text/event-stream":
+            if upstream.content_type != "text/event-stream" or "content-encoding" in upstream.headers:
                 request.transport.abort()
                 return response
             await response.write(b"\n\ndata: " + error_body(message, "upstream_error", code, None) + b"\n\n")

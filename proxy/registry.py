@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from asynclm.cml.timeline import Timeline, from_jsonl, to_jsonl
 from asynclm.proxy.driver import Driver
+
+_MAX_BYTES: Final = 64 * 2**20
 
 
 class Summary(msgspec.Struct, omit_defaults=True):
@@ -25,12 +27,13 @@ class Summary(msgspec.Struct, omit_defaults=True):
 
 
 class Registry:
-    """Runs by id. Of the finished ones the last `keep` are remembered, written down compactly."""
+    """Runs by id. Of the finished ones the last `keep` are remembered, written down compactly, in 64 MiB at most."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
         self._live: dict[str, tuple[Timeline, Driver]] = {}
         self._past: OrderedDict[str, tuple[Summary, bytes]] = OrderedDict()
+        self._bytes = 0  # of the finished ones
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -42,12 +45,15 @@ class Registry:
     def end(self, id: str, *, failed: bool) -> None:
         """A run is over."""
         timeline, _ = self._live.pop(id)
-        duration = timeline.entries[-1].t if timeline.entries else 0.0
-        self._past[id] = (_summary(timeline, "failed" if failed else "finished", duration), to_jsonl(timeline))
-        while len(self._past) > self._keep:
-            self._past.popitem(last=False)
         if not self._live:
             self._idle.set()
+        duration = timeline.entries[-1].t if timeline.entries else 0.0
+        written = to_jsonl(timeline)
+        self._past[id] = (_summary(timeline, "failed" if failed else "finished", duration), written)
+        self._bytes += len(written)
+        while len(self._past) > self._keep or self._bytes > _MAX_BYTES:
+            _, (_, oldest) = self._past.popitem(last=False)
+            self._bytes -= len(oldest)
 
     def driver(self, id: str) -> Driver | None:
         """The driver of a run that is under way."""

@@ -11,12 +11,14 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
+from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
 
 from asynclm.adapters.tools.toolbox import Toolbox
 from asynclm.cml.machine import POLICIES, RunError
+from asynclm.cml.machine.calls import AGENT, USER
 from asynclm.proxy.background import Background
 from asynclm.proxy.chat import model_of, parse
 from asynclm.proxy.config import Config
@@ -116,12 +118,20 @@ class Server:
     async def forward(self, request: web.Request) -> web.StreamResponse:
         """Anything else under `/v1/`."""
         body = await request.read()
-        is_json = request.content_type == "application/json" and body
-        route = self._route(body, required=False) if is_json else self.upstreams.default()
+        path = request.rel_url.raw_path.removeprefix("/v1")
+        if not {".", ".."}.isdisjoint(unquote(path).replace("\\", "/").split("/")):
+            raise APIError(404, "A path that leads out of /v1/ is not served.", code="not_found")
+        route = self.upstreams.default()
+        if request.content_type == "application/json" and body:
+            try:
+                route = self._route(body, required=False)
+            except APIError as error:
+                if error.status != 400:
+                    raise
+                # What is wrong with the body is for the upstream to say.
         if route.target is None:
             raise APIError(404, f"{request.path} is not served by this upstream.", code="not_found")
-        path = request.rel_url.raw_path.removeprefix("/v1")
-        return await self.passthrough.forward(request, path, route.rewritten(body) if is_json else body, route.target)
+        return await self.passthrough.forward(request, path, route.rewritten(body), route.target)
 
     def _route(self, body: bytes, *, required: bool = True) -> Route:
         model = model_of(body)
@@ -154,15 +164,16 @@ class Server:
             said = msgspec.json.decode(await request.read(), type=_Interrupt)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise invalid(f'The body must be {{"text": "..."}}: {error}.', "text") from None
-        if not said.source.isidentifier():
-            raise invalid("source must be a name of letters, digits and _.", "source")
+        if said.source != USER and not (said.source.startswith(AGENT) and said.source.isidentifier()):
+            raise invalid(f'source must be "{USER}", or a name that begins with "{AGENT}".', "source")
         id = request.match_info["id"]
         driver = self.registry.driver(id)
         if driver is None:
             if self.registry.known(id):
                 raise APIError(409, f"Run {id} is over.", code="run_finished")
             raise _no_run(request)
-        driver.interrupt(said.source, said.text)
+        if not driver.interrupt(said.source, said.text):
+            raise APIError(409, f"Run {id} takes no interrupts: it has no tools, or is over.", code="run_not_listening")
         return _json({"run": id, "accepted": True}, status=202)
 
     async def nothing_here(self, request: web.Request) -> web.StreamResponse:
@@ -174,13 +185,16 @@ class Server:
     async def drain(self) -> None:
         """Take no more requests; give open ones the grace time, then end them with an error."""
         self._draining = True
-        if await self._idle(self._config.server.grace_s):
-            return
-        for driver in self.registry.live():
-            driver.abandon(_SHUTDOWN)
-        self.passthrough.abandon()
-        if not await self._idle(_CLEANUP_S):
-            _log.warning("some requests did not end in %g s", _CLEANUP_S)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.server.grace_s
+        if not await self._idle(self._config.server.grace_s):
+            for driver in self.registry.live():
+                driver.abandon(_SHUTDOWN)
+            self.passthrough.abandon()
+            if not await self._idle(_CLEANUP_S):
+                _log.warning("some requests did not end in %g s", _CLEANUP_S)
+        # What is left are calls without an id, which outlive their runs.
+        await self.executor.aclose(max(0.0, deadline - loop.time()))
 
     async def _idle(self, seconds: float) -> bool:
         try:
@@ -201,7 +215,7 @@ class Server:
 
 class _Interrupt(msgspec.Struct):
     text: str
-    source: str = "user"
+    source: str = USER
 
 
 SERVER: Final = web.AppKey("asynclm", Server)

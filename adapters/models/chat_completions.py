@@ -10,11 +10,14 @@ Servers differ; what is read here is what they have in common, and the fields no
   nobody who asks through this adapter offers native tools. Text behind it is dropped. `[DONE]` without one counts as
   `stop`.
 - Usage comes out once, last, however often it was sent.
+- An emoji that a server escapes as two surrogates and cuts between them is put together again.
 - `{"error": ...}` fails the stream with the HTTP status that its `code` names, 502 otherwise.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -85,13 +88,14 @@ class ChatDecoder(EventDecoder):
     def __init__(self, max_event_bytes: int) -> None:
         super().__init__(max_event_bytes)
         self._usage: _Usage | None = None
+        self._half = ""  # the first half of a surrogate pair, waiting for its other half
 
     def read(self, data: bytes, events: list[StreamEvent]) -> None:
         """Append what one chunk says."""
         if data.startswith(b"[DONE]"):
             self.complete(events)
             return
-        chunk = _read_chunk(data)
+        chunk = _read_chunk(data, self._mend)
         if chunk.usage is not None:
             self._usage = chunk.usage
         if not chunk.choices or self.ended:
@@ -107,6 +111,16 @@ class ChatDecoder(EventDecoder):
     def usage(self) -> Usage | None:
         """The tokens, as they were last sent."""
         return None if self._usage is None else self._usage.read()
+
+    def _mend(self, data: bytes) -> _Chunk:
+        """Read a chunk whose text holds half a surrogate pair. Raises ValueError and the like for any other fault."""
+        chunk = json.loads(data)
+        delta = chunk["choices"][0]["delta"]
+        text = self._half + delta["content"]
+        self._half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
+        text = text[: len(text) - len(self._half)]
+        delta["content"] = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return msgspec.convert(chunk, _Chunk)
 
 
 class ChatDocumentDecoder(DocumentDecoder):
@@ -124,10 +138,15 @@ class ChatDocumentDecoder(DocumentDecoder):
             events.append(chunk.usage.read())
 
 
-def _read_chunk(data: bytes) -> _Chunk:
+def _read_chunk(data: bytes, mend: Callable[[bytes], _Chunk] | None = None) -> _Chunk:
     try:
-        chunk = _decode(data)
-    except msgspec.DecodeError:
+        try:
+            chunk = _decode(data)
+        except msgspec.DecodeError:
+            if mend is None or b"\\ud" not in data.lower():
+                raise
+            chunk = mend(data)
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise errors.malformed("an event that is not what the chat completions API sends") from None
     if chunk.error:
         body = {"error": chunk.error}

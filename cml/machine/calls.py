@@ -16,6 +16,7 @@ from .branch import Branch
 
 USER: Final = "user"  # the head of an outside interrupt from a person
 RUNTIME: Final = "_"  # the head of what the runtime itself has to say
+AGENT: Final = "agent_"  # how the heads of other agents' interrupts begin
 RESERVED: Final = frozenset({USER, RUNTIME})
 
 
@@ -77,7 +78,7 @@ class Ledger:
         if id is not None:
             if not id.isidentifier() or iskeyword(id):
                 raise CallError("invalid_id", f"{id[:60]!r} is not a name: use letters, digits and _, as in a1")
-            if id in RESERVED:
+            if id in RESERVED or id.startswith(AGENT):
                 raise CallError("invalid_id", f"the id {id!r} is reserved: use another one")
             if id in self._numbers:
                 raise CallError("duplicate_id", f"the id {id!r} was used before; this call was not run: use a new id")
@@ -152,6 +153,10 @@ class Ledger:
             if each.id is not None:
                 self.running -= 1
         return call
+
+    def known(self, id: str) -> bool:
+        """Whether a call of that id was accepted."""
+        return id in self._numbers
 
     def outstanding(self, id: str) -> bool:
         """Whether a call of that id was accepted and has not returned."""

@@ -50,6 +50,10 @@ class Interrupt(msgspec.Struct, frozen=True):
     branch: int | None = None
 
 
+def _unchecked(error: Exception) -> CallError:
+    return CallError("invalid_arguments", f"the arguments could not be checked ({type(error).__name__})")
+
+
 class Core(ABC):
     """State and elementary steps of one run."""
 
@@ -119,7 +123,7 @@ class Core(ABC):
         self._do(OpenStream(number, transcript))
 
     def _begin(self, stream: Stream) -> None:
-        stream.begun = True
+        stream.opened = stream.begun = True
         self._do(Note("first_token", stream=stream.number))
 
     def _keep(self, stream: Stream, end: int | None) -> None:
@@ -153,11 +157,14 @@ class Core(ABC):
         number = self._calls.number()
         try:
             call = self._calls.accept(number, block, branch)
-        except CallError as error:
+        except Exception as raised:  # a schema can break its checker in more ways than one: never the run
+            error = raised if isinstance(raised, CallError) else _unchecked(raised)
             data = {"id": block.id, "error": error.type, "message": error.message}
             self._do(Note("rejected", stream=stream.number, call=number, data=data))
             id = block.id if block.id is not None and error.type != "invalid_id" else RUNTIME
             self._queue.append(Interrupt(id, error_value(error), branch=None if branch is None else branch.number))
+            if number >= 4 * self._limits.max_calls:
+                self._end("length")  # it writes nothing but mistakes
             return None
         written = {"id": call.id, "tool": call.spec.name, "arguments": call.arguments}
         self._do(Note("call", stream=stream.number, call=number, data=written))

@@ -112,6 +112,16 @@ class Run(Branching):
             self._handlers[type(event)](event)
         return self._taken()
 
+    @property
+    def live(self) -> bool:
+        """Whether interrupts go into live sequences."""
+        return self._inject
+
+    @property
+    def listens(self) -> bool:
+        """Whether an outside interrupt can still reach the model."""
+        return not self.finished and not self._plain
+
     def reads(self, stream: int) -> bool:
         """Whether text of that stream is still wanted."""
         return (self._stream is not None and self._stream.number == stream) or self._branch(stream) is not None
@@ -120,6 +130,10 @@ class Run(Branching):
 
     def _on_opened(self, event: StreamOpened) -> None:
         self._do(Note("accepted", stream=event.stream))
+        if self._stream is not None and self._stream.number == event.stream:
+            self._stream.opened = True
+            if self._inject and self._queue:
+                self._advance()
 
     def _on_text(self, event: TextArrived) -> None:
         stream = self._stream
@@ -149,7 +163,7 @@ class Run(Branching):
                 return
         if self._chars > self._limits.max_output_chars:
             self._end("length")
-        elif self._queue:
+        elif self._queue or (self._inject and self._calls.unstarted):
             self._advance()
 
     def _on_reasoning(self, event: ReasoningArrived) -> None:
@@ -173,6 +187,7 @@ class Run(Branching):
                 self._branch_ended(branch, event.reason)
             return
         self._do(Note("closed", stream=event.stream, data={"reason": event.reason}))
+        thought_only = stream.thinking  # it may be our stop sequence that ended it there
         for found in stream.end():
             self._found(found, stream)
             if self._stream is not stream or self.finished:
@@ -183,6 +198,8 @@ class Run(Branching):
             self._advance()
         elif self._pending():
             self._wait(stream.number, (), implicit=True)
+        elif thought_only and event.reason == "stop":
+            self._empty_trap()
         elif stream.idle:
             self._go_on(RUNTIME, _NOTHING_PENDING)
         else:
@@ -190,11 +207,10 @@ class Run(Branching):
 
     def _on_failed(self, event: StreamFailed) -> None:
         branch = self._branch(event.stream)
-        if branch is not None:
-            branch.stream.ended = True
-            self._fail(event.error)
-        elif self._stream is not None and self._stream.number == event.stream:
-            self._stream = None
+        stream = self._stream if branch is None else branch.stream
+        if stream is not None and stream.number == event.stream:
+            stream.ended = True
+            self._do(Note("closed", stream=stream.number, data={"reason": "failed"}))
             self._fail(event.error)
 
     def _on_usage(self, event: UsageReported) -> None:
@@ -237,16 +253,22 @@ class Run(Branching):
 
     def _on_trap(self, trap: cml.Trap, stream: Stream) -> None:
         awaited = [name for name in trap.names if self._calls.outstanding(name)]
-        if self._queue or awaited or (self._pending() and not trap.names):
+        named = any(map(self._calls.known, trap.names))  # one that names only what nobody knows is a plain one
+        patient = self._empty_traps < self._limits.max_empty_traps
+        if self._queue or awaited or (self._pending() and not (named and patient)):
             self._halt(stream, trap.end, trapped=True)
             self._wait(stream.number, tuple(awaited), names=trap.names)
             return
         self._do(Note("trap", stream=stream.number, data={"names": list(trap.names), "empty": True}))
-        self._empty_traps += 1
         stream.idle = True
+        self._empty_trap(speak=self._injectable(stream))
+
+    def _empty_trap(self, *, speak: bool = True) -> None:
+        """The model waits for nothing: it may go on, a bounded number of times, and is told so if it has stopped."""
+        self._empty_traps += 1
         if self._empty_traps > self._limits.max_empty_traps:
             self._end("stop")
-        elif self._injectable(stream):
+        elif speak:
             self._go_on(RUNTIME, _NOTHING_PENDING)
 
     def _on_forged(self, forged: cml.Forged, stream: Stream) -> None:
@@ -289,6 +311,8 @@ class Run(Branching):
 
     def _advance(self, behind: int | None = None) -> None:
         """Ask the policy for its move and carry it out. `behind`: the offset of a block that was just completed."""
+        if self.finished:
+            return
         move = self._move()
         stream = self._stream
         if move.stop and stream is not None and not self._waiting and not self._critical(behind):
@@ -328,6 +352,8 @@ class Run(Branching):
         if stream is None:
             return False
         # A stream that is cut right behind a block is cut where nothing is open, whatever has come behind it already.
+        if self._inject and not stream.opened:
+            return True  # there is no live sequence yet
         return stream.critical and (behind is None or self._inject)
 
     def _wait(

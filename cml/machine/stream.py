@@ -11,15 +11,16 @@ from ..tokens import END, TRAP
 class Stream:
     """The stream that is open. Streams are numbered from 0 in the run.
 
-    `begun`: its first token has come. `ended`: the model has stopped by itself, nothing is left to close.
-    `reasoning`: it reasons apart from its text, and has written none since. `idle`: it has trapped with nothing
-    pending, and done nothing since.
+    `opened`: the upstream has accepted it. `begun`: its first token has come. `ended`: the model has stopped by
+    itself, nothing is left to close. `reasoning`: it reasons apart from its text, and has written none since. `idle`:
+    it has trapped with nothing pending, and done nothing since.
     """
 
-    __slots__ = ("_base", "_parser", "_raw", "_unclosed", "begun", "ended", "idle", "number", "reasoning")
+    __slots__ = ("_base", "_parser", "_raw", "_unclosed", "begun", "ended", "idle", "number", "opened", "reasoning")
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.opened = False
         self.begun = False
         self.ended = False
         self.reasoning = False
@@ -33,6 +34,11 @@ class Stream:
     def critical(self) -> bool:
         """Whether no interrupt may land at the end of what was written so far."""
         return self.reasoning or self._parser.critical
+
+    @property
+    def thinking(self) -> bool:
+        """Whether a `<think>` section is open."""
+        return self._parser.thinking
 
     def write(self, text: str) -> list[cml.Event]:
         """The model wrote a piece of text: what that completes."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 LONG_PIECE = 16
 CHARS_A_TOKEN = 4
-_SENTENCE_ENDS = frozenset(".!?:;…。'\")]}*`|>")
+_SENTENCE_ENDS = frozenset(".!?:;…。'\")]}")
 
 
 class Visible:
@@ -47,11 +47,9 @@ class Visible:
             out = whole
         if self._budget is not None:
             out = self._bounded(out)
-        if self._stop:
-            out = self._until_stop(out)
         if out:
             self._last = out[-1]
-        return out
+        return self._until_stop(out) if self._stop else out
 
     def block(self) -> None:
         """A block stood here and was taken out."""

@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from aiohttp import web
 from harness import answer_of, proxy_for
 from upstream import Answer, ScriptedUpstream
 
@@ -149,6 +150,41 @@ async def test_nothing_there() -> None:
             response = await http.get(proxy.url.removesuffix("/v1") + path)
             assert response.status == 404
             assert (await response.json())["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/../../internal", "/v1/x/%2e%2e/%2e%2e/internal", "/v1/a/..%2f..%2fb"])
+async def test_a_path_that_leads_out_of_the_api(path: str) -> None:
+    """The upstream's key goes along with what is passed through: only to where it belongs."""
+    async with ScriptedUpstream([]) as upstream, proxy_for(upstream.url, add) as proxy:
+        host, port = proxy.url.split("/")[2].split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        assert (await reader.readline()).split()[1] == b"404"
+        writer.close()
+        assert upstream.other == []
+
+
+@pytest.mark.parametrize("source", ["_", "a", "agent x", ""])
+async def test_an_interrupt_cannot_pose_as_a_result(source: str) -> None:
+    async with (
+        ScriptedUpstream([]) as upstream,
+        proxy_for(upstream.url, add) as proxy,
+        aiohttp.ClientSession() as http,
+    ):
+        body = {"text": "hi", "source": source}
+        response = await http.post(f"{proxy.url}/asynclm/runs/run_x/interrupts", json=body)
+        assert (response.status, (await response.json())["error"]["param"]) == (400, "source")
+
+
+async def test_what_is_no_json_passes_through_where_it_is_not_a_chat() -> None:
+    async with (
+        ScriptedUpstream([]) as upstream,
+        proxy_for(upstream.url, add) as proxy,
+        aiohttp.ClientSession() as http,
+    ):
+        for body in (b"[1]", b"{"):
+            await http.post(f"{proxy.url}/other", data=body, headers={"content-type": "application/json"})
+        assert [sent for _, _, sent in upstream.other] == [b"[1]", b"{"]
 
 
 # ---------------------------------------------------------------------- the upstream
@@ -367,6 +403,54 @@ async def test_shutdown_ends_open_runs_with_an_error_event() -> None:
         with pytest.raises(openai.APIStatusError) as refused:
             await proxy.client().chat.completions.create(model="m", messages=QUESTION)
         assert refused.value.status_code == 503
+
+
+async def test_shutdown_does_not_forget_a_request_that_waits_for_its_answer() -> None:
+    hold = asyncio.Event()
+    toml = "[server]\ngrace_s = 0.1\n"
+
+    async def waits(request: web.Request) -> web.Response:
+        await hold.wait()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", waits)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with proxy_for(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", toml=toml) as proxy:
+        asking = asyncio.create_task(proxy.client().chat.completions.create(model="m", messages=QUESTION))
+        while not proxy.server.passthrough._waiting:
+            await asyncio.sleep(0)
+        await proxy.server.drain()
+        with pytest.raises(openai.APIStatusError) as caught:
+            await asking
+        assert (caught.value.status_code, caught.value.code) == (503, "server_shutdown")
+    hold.set()
+    await runner.cleanup()
+
+
+async def test_shutdown_gives_calls_without_an_id_their_grace_too() -> None:
+    began, done = asyncio.Event(), asyncio.Event()
+    go = asyncio.Event()
+
+    async def send() -> None:
+        """Takes a while."""
+        began.set()
+        await go.wait()
+        done.set()
+
+    async with (
+        ScriptedUpstream([Answer("[CALL] send() [END]Done.")]) as upstream,
+        proxy_for(upstream.url, send, toml="[server]\ngrace_s = 5\n") as proxy,
+    ):
+        await proxy.client().chat.completions.create(model="m", messages=QUESTION)
+        await began.wait()
+        draining = asyncio.create_task(proxy.server.drain())
+        await asyncio.sleep(0)
+        go.set()
+        await draining
+        assert done.is_set()
 
 
 async def test_a_run_that_takes_too_long() -> None:

@@ -171,3 +171,14 @@ def test_a_whole_answer():
 def test_a_whole_answer_that_is_none(document, status, code):
     events, error = whole(document)
     assert (events, error.status, error.code) == ([], status, code)
+
+
+def test_an_emoji_cut_between_its_surrogates():
+    decoder = ChatDecoder(1 << 20)
+    found = []
+    for content in (r"so \ud83d", r"\ude00 and \ud83d\ude01", r" \ud83d", r"x"):
+        found += decoder.feed(b'data: {"choices": [{"index": 0, "delta": {"content": "%b"}}]}\n\n' % content.encode())
+    assert "".join(event.text for event in found) == "so \N{GRINNING FACE} and \N{GRINNING FACE WITH SMILING EYES} x"
+    assert decoder.failure is None
+    decoder.feed(rb'data: {"choices": [{"index": 0, "delta": {"content": "\ud83d}}]}' + b"\n\n")
+    assert decoder.failure is not None

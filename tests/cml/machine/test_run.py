@@ -1,12 +1,14 @@
 """What a run does when things go wrong, or stop, or never begin."""
 
 import json
+from typing import Any
 
 import pytest
-from playbook import Playbook, small
+from playbook import Playbook, Tools, small
 
 from asynclm.cml.machine import RunError
 from asynclm.cml.machine import events as ev
+from asynclm.cml.tools import Invocation, ToolSpec
 from asynclm.cml.usage import Usage
 
 A = "[CALL] a [HEAD] f() [END]\n"
@@ -195,3 +197,57 @@ def test_late_text_of_a_closed_stream_is_ignored() -> None:
     p = Playbook("auto").writes(A, TRAP).handle(ev.TextArrived(0, "late")).handle(ev.StreamEnded(0, "stop"))
     p.returns(0, 1).writes("Done.").handle(ev.TextArrived(0, "later")).ends()
     assert p.shown == "Done."
+
+
+def test_a_stream_that_only_thought_is_not_the_end() -> None:
+    """Our stop sequence may have ended it, because it thought of a trap."""
+    p = Playbook("auto", limits=small(max_empty_traps=1)).writes("<think>Then I write [TRAP").ends()
+    assert p.prompt[0] == "model: <think>Then I write [TRAP</think>"
+    p.writes("<think>Again [TRAP").ends()
+    assert p.finish.reason == "stop"
+
+
+def test_a_trap_for_what_nobody_knows_is_a_plain_one() -> None:
+    p = Playbook("auto").writes(A, "[TRAP] zz [END]")
+    assert p.stream is None
+    p.returns(0, 1)
+    assert p.streams == 2
+
+
+def test_traps_for_what_is_known_already_never_end_a_run_that_has_calls_pending() -> None:
+    p = Playbook("auto", limits=small(max_empty_traps=2)).writes(A, TRAP).returns(0, 1)
+    p.writes("[CALL] b [HEAD] g() [END]", *["[TRAP] a [END]"] * 3)
+    assert p.finish is None
+    assert p.live == {1}
+    assert p.stream is None  # the third one waits
+
+
+def test_nothing_is_injected_before_there_is_a_sequence() -> None:
+    p = Playbook("auto", inject=True).handle(ev.OutsideInterrupt("user", "hurry"))
+    assert (p.injected, p.streams) == ([], 1)
+    p.handle(ev.StreamOpened(0))
+    assert p.injected == ['[INTR] user [HEAD] "hurry" [END]']
+
+
+def test_a_model_that_writes_nothing_but_mistakes_is_ended() -> None:
+    p = Playbook("auto", inject=True, limits=small(max_calls=2))
+    for _ in range(9):
+        p.writes("[CALL] a [HEAD] nope() [END]")
+    assert p.finish.reason == "length"
+
+
+def test_ids_of_other_agents_are_reserved() -> None:
+    p = Playbook("auto").writes("[CALL] agent_x [HEAD] f() [END]")
+    assert p.noted("rejected")[0]["error"] == "invalid_id"
+
+
+class _BrokenTools(Tools):
+    def check(self, invocation: Invocation) -> tuple[ToolSpec, dict[str, Any]]:
+        raise ZeroDivisionError
+
+
+def test_a_check_that_breaks_is_the_calls_problem_not_the_runs() -> None:
+    p = Playbook("auto")
+    p.run._calls._catalog = _BrokenTools()
+    p.writes(A, TRAP)
+    assert error(p) == ("a", "invalid_arguments")

@@ -65,6 +65,7 @@ def test_a_new_turn_is_a_new_paragraph() -> None:
         (["abcd"], ("cd", "b"), "a", "stop"),
         (["aab"], ("ab",), "a", "stop"),
         (["x", None, "sto", None, "p y"], ("stop",), "x", "stop"),
+        (["Hi", None, "\nBye."], ("Hi there",), "Hi\nBye.", None),
     ],
 )
 def test_stop(pieces: list[str | None], stop: tuple[str, ...], text: str, finished: str | None) -> None:
