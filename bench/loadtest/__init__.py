@@ -1,0 +1,1 @@
+"""Load tests on loopback: a fake upstream, a load client, and what a process costs while it serves."""
