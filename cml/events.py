@@ -62,7 +62,7 @@ class Forged(msgspec.Struct, frozen=True, gc=False, tag=True):
 
 
 class Stray(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """A `[HEAD]` or `[END]` outside any block: a slip of the model's. Not shown to anybody."""
+    """An `[END]` or `[HEAD]` too many: right behind a block, or the belated end of a trap. Not shown to anybody."""
 
     token: str
     end: int

@@ -13,7 +13,8 @@ What the model should not write, but small models do:
 
 - a block left open when the next one begins, or when the text ends: the call comes out with a `problem`, a trap counts;
 - a `[TRAP]` without its `[END]`: it counts, and what follows it is text as soon as it can't be a list of names;
-- `[HEAD]` or `[END]` outside a block: `Stray`;
+- an `[END]` or `[HEAD]` too many right behind a block, and the belated `[END]` of a trap: `Stray`. Anywhere else
+  outside blocks these two are ordinary text (`ring[HEAD]` is code, not CML);
 - `[INTR]`: `Forged`, and the parser is done with that stream: whatever follows is ignored.
 """
 
@@ -55,7 +56,7 @@ class Parser:
     With `interrupts`, `[INTR]` blocks are read too (a transcript, not a model's output). Never raises on any text.
     """
 
-    __slots__ = ("_end", "_head", "_held", "_interrupts", "_literal", "_mode", "_opened", "_parts")
+    __slots__ = ("_end", "_head", "_held", "_interrupts", "_literal", "_mode", "_opened", "_owed", "_parts", "_slip")
 
     def __init__(self, *, interrupts: bool = False) -> None:
         self._interrupts = interrupts
@@ -63,6 +64,8 @@ class Parser:
         self._held = ""  # seen, but undecided
         self._end = 0  # offset behind what was fed, the held text included
         self._head: str | None = None
+        self._slip = False  # nothing but white space since the last block: a closing token here is one too many
+        self._owed = False  # a trap went without its [END], which may still come
         self._parts: list[str] = []  # of the open block
         self._opened = 0  # offset behind the token that opened it
         self._literal = ""  # the quotes of the open string literal
@@ -70,7 +73,7 @@ class Parser:
     @property
     def critical(self) -> bool:
         """No interrupt may land here: a block or thinking is open, or may just be beginning (paper, section 3)."""
-        return bool(self._held) or self._mode not in (_TEXT, _START, _CUT)
+        return bool(self._held) or self._mode not in (_TEXT, _START)
 
     @property
     def held(self) -> str:
@@ -89,7 +92,7 @@ class Parser:
         """What would have to follow to close the block or thinking that is open; "" where none is."""
         held = self._held
         if self._mode is _THINK:
-            return _THINK_CLOSE[len(held) :]
+            return _THINK_CLOSE[len(held) :] if _THINK_CLOSE.startswith(held) else _THINK_CLOSE
         if self._mode not in _OPENERS:
             return ""
         if held and END.startswith(held):
@@ -102,6 +105,8 @@ class Parser:
         if self._mode is _TEXT and not self._held and "[" not in text:
             if not text:
                 return []
+            if self._slip and not text.isspace():
+                self._slip = False
             self._end = end = self._end + len(text)
             return [Text(text, end)]
         self._end += len(text)
@@ -151,18 +156,24 @@ class Parser:
         while at >= 0:
             token = _token_at(text, at)
             if token is not None:
-                break
+                slip = (self._slip and not text[pos:at].strip()) or (self._owed and token == END)
+                if slip or token not in (HEAD, END):
+                    break
             at = text.find("[", at + 1)
+        passed = text[pos:] if at < 0 else text[pos:at]
+        if self._slip and passed.strip():
+            self._slip = False
         if at < 0:
-            events.append(Text(text[pos:], start + len(text)))
+            events.append(Text(passed, start + len(text)))
             return len(text)
-        if at > pos:
-            events.append(Text(text[pos:at], start + at))
+        if passed:
+            events.append(Text(passed, start + at))
         if not token:
             self._held = text[at:]
             return len(text)
         after = at + len(token)
         if token in (HEAD, END):
+            self._owed = False
             events.append(Stray(token, start + after))
         else:
             self._open(token, start + at, events)
@@ -191,8 +202,9 @@ class Parser:
             self._mode = _TEXT
             return after
         keep = len(text)
-        last = text.rfind("<", pos)
-        if last >= 0 and _THINK_CLOSE.startswith(text[last:]):
+        # Control tokens are not cut in two either: whoever shows thinking can take them out.
+        last = max(text.rfind("<", pos), text.rfind("[", pos))
+        if last >= 0 and (_THINK_CLOSE.startswith(text[last:]) or text[last:] in _PREFIXES):
             keep = last
             self._held = text[last:]
         if keep > pos:
@@ -287,6 +299,7 @@ class Parser:
         if self._mode == CALL:
             events.append(Call(head or None, body.strip(), end, problem and f"the block was not closed: {problem}"))
         elif self._mode == TRAP:
+            self._owed = problem is not None
             if problem is None or _NAMES.fullmatch(body):
                 events.append(Trap(_names(body), end, problem is None))
             else:
@@ -295,6 +308,7 @@ class Parser:
         elif problem is None:
             events.append(Interrupt(head or "", body.strip(), end))
         self._mode = _TEXT
+        self._slip = True
         self._parts = []
         self._literal = ""
 

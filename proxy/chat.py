@@ -12,6 +12,7 @@ What each parameter means for a run, which may take several upstream requests:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -77,8 +78,10 @@ def model_of(body: bytes) -> str | None:
         return _routing.decode(body).model
     except msgspec.ValidationError:
         raise invalid("The request body must be a JSON object, and its model a string.", "model") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise invalid(f"The request body is not valid JSON: {error}", code="invalid_json") from None
+    except (ValueError, RecursionError):
+        request = _decoded(body)
+        model = request.get("model") if isinstance(request, dict) else None
+        return model if isinstance(model, str) else None
 
 
 def parse(body: bytes, *, with_tools: bool = True) -> ChatRequest:
@@ -86,10 +89,7 @@ def parse(body: bytes, *, with_tools: bool = True) -> ChatRequest:
 
     Raises `APIError` (400) naming the parameter.
     """
-    try:
-        request = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"The request body is not valid JSON: {error}", code="invalid_json") from None
+    request = _decoded(body)
     if not isinstance(request, dict):
         raise invalid("The request body must be a JSON object.")
     _refuse(request, _WITH_TOOLS if with_tools else _TRANSLATED)
@@ -108,6 +108,18 @@ def parse(body: bytes, *, with_tools: bool = True) -> ChatRequest:
         max_tokens_key=max_tokens_key,
         parameters={key: value for key, value in request.items() if key not in _OURS},
     )
+
+
+def _decoded(body: bytes) -> Any:
+    """Decode JSON. Half a surrogate pair, which some clients send of an emoji cut in two, becomes U+FFFD."""
+    try:
+        return msgspec.json.decode(body)
+    except (ValueError, RecursionError) as error:
+        problem = error
+    try:
+        return msgspec.json.decode(json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        raise invalid(f"The request body is not valid JSON: {problem}", code="invalid_json") from None
 
 
 def prompt(request: ChatRequest, instructions: str) -> list[dict[str, Any]]:
@@ -209,7 +221,7 @@ def _refuse(request: dict[str, Any], when: str) -> None:
     form = request.get("response_format")
     if form is not None and not (isinstance(form, dict) and form.get("type") == "text"):
         raise _unsupported("response_format", f"response_format must be text {when}")
-    if request.get("audio") or "audio" in (request.get("modalities") or ()):
+    if request.get("audio") or request.get("modalities") not in (None, [], ["text"]):
         raise _unsupported("modalities", f"the answer is text only {when}")
     for key in ("tools", "functions"):
         if request.get(key):

@@ -180,12 +180,11 @@ class Passthrough:
                 code="bad_upstream",
             ) from None
 
-    def _url(self, request: web.Request, path: str, target: Target) -> str:
-        query = "&".join(part for part in (target.query, request.rel_url.raw_query_string) if part)
-        url = f"{target.base}{path}"
-        if target.extra_query:
-            return str(URL(f"{url}?{query}" if query else url, encoded=True).update_query(target.extra_query))
-        return f"{url}?{query}" if query else url
+    def _url(self, request: web.Request, path: str, target: Target) -> URL:
+        query = "&".join(part for part in (target.query, request.raw_path.partition("?")[2]) if part)
+        address = f"{target.base}{path}"
+        url = URL(f"{address}?{query}" if query else address, encoded=True)  # as the client wrote it
+        return url.update_query(target.extra_query) if target.extra_query else url
 
     async def _answer(self, request: web.Request, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
         headers = CIMultiDict(

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from asynclm.adapters.models.protocol import Request
+from asynclm.adapters.models.protocol import Model, Request
 from asynclm.adapters.tools.toolbox import Toolbox
 from asynclm.cml.machine import POLICIES, Run
 from asynclm.cml.machine.actions import OpenStream
@@ -23,6 +23,7 @@ from asynclm.proxy.driver import Driver
 from asynclm.proxy.errors import api_error
 from asynclm.proxy.executor import Executor
 from asynclm.proxy.registry import Registry, new_timeline
+from asynclm.proxy.room import Roomy
 from asynclm.proxy.sinks import StreamSink, WholeSink
 from asynclm.proxy.upstreams import Route, Upstreams
 
@@ -71,7 +72,7 @@ class Runs:
         catalog: Catalog | None,
         messages: Sequence[dict[str, Any]],
     ) -> web.StreamResponse:
-        model = self._upstreams.model(route)
+        model: Model = self._upstreams.model(route)
         abilities = model.abilities(route.upstream_model)
         run = Run(
             catalog,
@@ -83,7 +84,8 @@ class Runs:
             prompt_chars=text_size(messages),
         )
         key = _client_key(request)
-        bound = chat.max_tokens if chat.max_tokens is None or catalog is None else chat.max_tokens + self._room
+        if catalog is not None and chat.max_tokens is not None:
+            model = Roomy(model, self._room)
         # A live sequence must not end at a trap: it waits there for what is injected.
         stop = (STOP,) if catalog is not None and abilities.stop_sequences and not abilities.inject else ()
 
@@ -93,7 +95,7 @@ class Runs:
                 messages=messages,
                 transcript=action.transcript,
                 parameters=chat.parameters,
-                max_tokens=bound,
+                max_tokens=chat.max_tokens,
                 max_tokens_key=chat.max_tokens_key,
                 stop=stop,
                 api_key=key,

@@ -65,6 +65,7 @@ class Server:
         """Route every path of the public contract."""
         app.router.add_post("/v1/chat/completions", self._guarded(self.chat))
         app.router.add_get("/v1/models", self._guarded(self.models))
+        app.router.add_get("/v1/models/{name:.+}", self._guarded(self.model))
         app.router.add_get("/healthz", self._guarded(self.health))
         app.router.add_get("/v1/asynclm/runs", self._guarded(self.list_runs))
         app.router.add_get("/v1/asynclm/runs/{id}", self._guarded(self.show_run))
@@ -114,6 +115,10 @@ class Server:
     async def models(self, request: web.Request) -> web.StreamResponse:
         """`GET /v1/models`: the names in the config, and the upstream's where any name goes there."""
         return await self.upstreams.models(request, self.passthrough)
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/models/{name}`: a name in the config is answered here, any other goes to the upstream."""
+        return self.upstreams.configured(request.match_info["name"]) or await self.forward(request)
 
     async def forward(self, request: web.Request) -> web.StreamResponse:
         """Anything else under `/v1/`."""

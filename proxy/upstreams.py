@@ -73,6 +73,12 @@ class Upstreams:
             self._models[name] = _new_model(self._config.upstreams[name], self._keys[name])
         return self._models[name]
 
+    def configured(self, name: str) -> web.Response | None:
+        """`GET /v1/models/{name}` for a name in the config; None for any other."""
+        if name == _ANY or name not in self._config.models:
+            return None
+        return web.Response(body=msgspec.json.encode(_model_card(name)), content_type="application/json")
+
     async def models(self, request: web.Request, passthrough: Passthrough) -> web.StreamResponse:
         """The names in the config and, where any name is taken, those of the upstream behind "*"."""
         names = [name for name in self._config.models if name != _ANY]
@@ -98,8 +104,12 @@ class Upstreams:
         await asyncio.gather(*(model.aclose() for model in self._models.values()))
 
 
+def _model_card(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "asynclm"}
+
+
 def _models(names: list[str], more: list[Any]) -> web.Response:
-    ours = [{"id": name, "object": "model", "created": 0, "owned_by": "asynclm"} for name in names]
+    ours = [_model_card(name) for name in names]
     body = msgspec.json.encode({"object": "list", "data": [*ours, *more]})
     return web.Response(body=body, content_type="application/json")
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from .. import events as cml
 from ..render import render_trap
+from ..tokens import defuse
 from ..transcript import Segment
 from .actions import Note
 from .branch import Branch
@@ -59,8 +60,10 @@ class Branching(Core):
         """Act on what was found in a branch's text."""
         for each in found:
             match each:
-                case cml.Text() | cml.Thinking():
+                case cml.Text():
                     branch.pieces.append(each.text)
+                case cml.Thinking():
+                    branch.pieces.append(defuse(each.text))
                 case cml.Call():
                     branch.pieces.append(None)
                     if each.problem is not None:

@@ -12,6 +12,7 @@ import msgspec
 
 from .. import events as cml
 from ..render import render_interrupt
+from ..tokens import Unescaper
 from ..tools import CallError, Catalog, error_value
 from ..transcript import Segment
 from ..usage import Meter
@@ -76,6 +77,7 @@ class Core(ABC):
         self._plain = catalog is None
         self._calls = Ledger(catalog, self._limits.max_calls)
         self._visible = Visible(stop, max_tokens)
+        self._unescaper = Unescaper()  # the model may quote what was escaped on its way in
         self._meter = Meter(prompt_chars)
         self._queue: list[Interrupt] = []
         self._stream: Stream | None = None  # the one that writes the transcript on; none while branches are open
@@ -146,6 +148,10 @@ class Core(ABC):
 
     def _emit(self, text: str) -> None:
         """Text for the client, as far as it is visible. It may end the run."""
+        if not self._plain:
+            text = self._unescaper.feed(text)
+            if not text:
+                return
         shown = self._visible.text(text)
         if shown:
             self._actions.append(EmitText(shown))
@@ -184,7 +190,8 @@ class Core(ABC):
 
     def _end(self, reason: str) -> None:
         """The answer is complete (or as complete as it may get)."""
-        rest = self._visible.end()
+        held = self._unescaper.finish()
+        rest = (self._visible.text(held) if held and self._visible.finished is None else "") + self._visible.end()
         if rest:
             self._do(EmitText(rest))
         self._finish(reason, None)

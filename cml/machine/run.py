@@ -29,6 +29,7 @@ from typing import Final
 import msgspec
 
 from .. import events as cml
+from ..tokens import defuse
 from ..tools import Catalog
 from .actions import Action, EmitReasoning, Inject, Note, PauseStream
 from .branching import Branching
@@ -226,8 +227,11 @@ class Run(Branching):
 
     def _found(self, found: cml.Event, stream: Stream) -> None:
         """Act on one thing the parser found. It may end or replace the stream: look before going on with the next."""
-        if isinstance(found, cml.Text | cml.Thinking):
+        if isinstance(found, cml.Text):
             self._show(found.text, stream)
+            return
+        if isinstance(found, cml.Thinking):
+            self._show(defuse(found.text), stream)
             return
         self._visible.block()
         match found:

@@ -55,7 +55,7 @@ class Stream:
         self.ended = True
         self.reasoning = False
         parser = self._parser
-        if parser.held == TRAP[:-1]:
+        if parser.held == TRAP[:-1] and not parser.thinking:
             self._raw.append(STOP)
             return [*parser.feed(STOP), *parser.finish()]
         self._raw.append(parser.closing)

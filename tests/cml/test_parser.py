@@ -51,7 +51,18 @@ def parse(*pieces: str, interrupts: bool = False) -> list[Event]:
         ),
         # a stray apostrophe costs the rest of its line
         ("[CALL] f(x=don't)\n[END] on", [Call(None, "f(x=don't)", 23), Text(" on", 26)]),
-        ("a [END] b [HEAD]", [Text("a ", 2), Stray("[END]", 7), Text(" b ", 10), Stray("[HEAD]", 16)]),
+        ("a [END] b[HEAD]", [Text("a [END] b[HEAD]", 15)]),  # code, not CML
+        (
+            "[CALL] f() [END] [END]\n[END] x [END]",
+            [
+                Call(None, "f()", 16),
+                Text(" ", 17),
+                Stray("[END]", 22),
+                Text("\n", 23),
+                Stray("[END]", 28),
+                Text(" x [END]", 36),
+            ],
+        ),
         # left open
         ("[CALL] a [HEAD] f(", [Call("a", "f(", 18, "the block was not closed: [END] is missing")]),
         ("[CALL] f( [EN", [Call(None, "f( [EN", 13, "the block was not closed: [END] is missing")]),

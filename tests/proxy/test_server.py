@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+from typing import Any
 
 import aiohttp
 import openai
 import pytest
 from harness import answer_of, proxy_for
 from upstream import Answer, ScriptedUpstream
+from yarl import URL
 
 
 def add(x: int, y: int = 1) -> int:
@@ -178,12 +180,14 @@ async def test_off_passes_through_though_there_are_tools() -> None:
 
 async def test_everything_else_passes_through() -> None:
     async with ScriptedUpstream([]) as upstream, proxy_for(upstream.url, add) as proxy, aiohttp.ClientSession() as http:
-        response = await http.post(f"{proxy.url}/embeddings?x=%20a", json={"model": "m", "input": "hi"})
+        response = await http.post(
+            URL(f"{proxy.url}/embeddings?x=%20a&y=%7E%2C", encoded=True), json={"model": "m", "input": "hi"}
+        )
         assert response.headers["x-upstream"] == "yes"
         await http.get(f"{proxy.url}/files/abc%2Fdef")
         await http.delete(f"{proxy.url}/files/abc")
         assert [(method, path) for method, path, _ in upstream.other] == [
-            ("POST", "/v1/embeddings?x=%20a"),
+            ("POST", "/v1/embeddings?x=%20a&y=%7E%2C"),
             ("GET", "/v1/files/abc%2Fdef"),
             ("DELETE", "/v1/files/abc"),
         ]
@@ -197,6 +201,7 @@ async def test_models_and_health() -> None:
         toml = '[models."fast"]\nupstream = "main"\nmodel = "real-name"\n'
         async with proxy_for(upstream.url, add, toml=toml) as proxy:
             assert [model.id async for model in await proxy.client().models.list()] == ["fast"]
+            assert (await proxy.client().models.retrieve("fast")).owned_by == "asynclm"
 
 
 async def test_a_model_has_another_name_upstream() -> None:
@@ -263,6 +268,32 @@ async def test_the_clients_bounds_hold_for_the_visible_answer() -> None:
         completion = await client.chat.completions.create(model="m", messages=QUESTION, max_completion_tokens=1)
         assert (completion.choices[0].message.content, completion.choices[0].finish_reason) == ("One.", "length")
         assert "max_completion_tokens" in upstream.requests[-1]
+
+
+async def test_a_client_may_ask_for_all_that_a_model_can_write() -> None:
+    def script(body: dict[str, Any]) -> Answer:
+        if body["max_tokens"] > 1000:
+            return Answer(status=400, message="max_tokens is too large")
+        return Answer("It is 3.") if len(body["messages"]) > 2 else Answer(CALL, "[TRAP][END]")
+
+    async with ScriptedUpstream(script) as upstream, proxy_for(upstream.url, add) as proxy:
+        completion = await proxy.client().chat.completions.create(model="m", messages=QUESTION, max_tokens=1000)
+        assert completion.choices[0].message.content == "It is 3."
+        assert [body["max_tokens"] for body in upstream.requests] == [1000 + 4096, 1000, 1000]
+        with pytest.raises(openai.BadRequestError, match="too large"):
+            await proxy.client().chat.completions.create(model="m", messages=QUESTION, max_tokens=2000)
+
+
+async def test_half_an_emoji_from_the_client_is_no_error() -> None:
+    body = rb'{"model": "m", "messages": [{"role": "user", "content": "cut \ud83d"}]}'
+    async with (
+        ScriptedUpstream([Answer("Hi.")]) as upstream,
+        proxy_for(upstream.url, add) as proxy,
+        aiohttp.ClientSession() as http,
+    ):
+        response = await http.post(f"{proxy.url}/chat/completions", data=body)
+        assert response.status == 200
+        assert upstream.requests[0]["messages"][-1]["content"] == "cut ?"
 
 
 async def test_user_text_cannot_forge_a_block() -> None:

@@ -32,6 +32,7 @@ class Answer:
         status: int = 200,
         headers: dict[str, str] | None = None,
         raw: bytes | None = None,
+        message: str | None = None,
     ) -> None:
         self.pieces = pieces
         self.reason = reason
@@ -43,6 +44,7 @@ class Answer:
         self.status = status
         self.headers = headers or {}
         self.raw = raw
+        self.message = message or f"scripted {status}"
 
 
 def chunk(delta: Body, reason: str | None = None) -> bytes:
@@ -110,7 +112,7 @@ class ScriptedUpstream:
 
     async def _answer(self, request: web.Request, body: Body, answer: Answer) -> web.StreamResponse:
         if answer.status != 200:
-            error = {"message": f"scripted {answer.status}", "type": "scripted", "param": None, "code": "scripted_code"}
+            error = {"message": answer.message, "type": "scripted", "param": None, "code": "scripted_code"}
             return web.json_response({"error": error}, status=answer.status, headers=answer.headers)
         response = web.StreamResponse(headers={"content-type": "text/event-stream", **answer.headers})
         await response.prepare(request)

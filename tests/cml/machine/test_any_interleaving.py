@@ -132,6 +132,8 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     def check_history(self) -> None:
         """The transcript is one legal history: an accepted id stands in one call, and its result comes behind it."""
+        if self.p.run.live:
+            return  # one stream goes on across segments, which can't be read by themselves
         accepted = [note.data["id"] for note in self.p.notes if note.kind == "call" and note.data["id"] is not None]
         assert len(accepted) == len(set(accepted))
         written: list[str | None] = []
@@ -188,7 +190,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             for text in self.said:
                 assert values.count(text) == 1
         assert "twice" not in values
-        assert not re.search(r"\[(CALL|INTR|TRAP|HEAD|END)\]", self.p.shown) or "<think>" in self.p.shown
+        assert not re.search(r"\[(CALL|INTR|TRAP)\]", self.p.shown)
 
 
 TestAnyInterleaving = AnyInterleaving.TestCase

@@ -8,6 +8,7 @@ from playbook import Playbook, Tools, small
 
 from asynclm.cml.machine import RunError
 from asynclm.cml.machine import events as ev
+from asynclm.cml.tokens import escape
 from asynclm.cml.tools import Invocation, ToolSpec
 from asynclm.cml.usage import Usage
 
@@ -203,6 +204,7 @@ def test_a_stream_that_only_thought_is_not_the_end() -> None:
     """Our stop sequence may have ended it, because it thought of a trap."""
     p = Playbook("auto", limits=small(max_empty_traps=1)).writes("<think>Then I write [TRAP").ends()
     assert p.prompt[0] == "model: <think>Then I write [TRAP</think>"
+    assert p.shown == "<think>Then I write [TRAP"
     p.writes("<think>Again [TRAP").ends()
     assert p.finish.reason == "stop"
 
@@ -251,3 +253,21 @@ def test_a_check_that_breaks_is_the_calls_problem_not_the_runs() -> None:
     p.run._calls._catalog = _BrokenTools()
     p.writes(A, TRAP)
     assert error(p) == ("a", "invalid_arguments")
+
+
+def test_thinking_is_shown_without_control_tokens() -> None:
+    p = Playbook("auto").writes(*"<think>I write [CALL] a [HEAD] f() [END], [1]</think>Hi.").ends()
+    assert p.shown == "<think>I write CALL a HEAD f() END, [1]</think>Hi."
+
+
+def test_what_a_model_quotes_of_escaped_text_is_shown_as_it_was() -> None:
+    text = r"ring[HEAD] = ring[END]; \u005bEND] \u005b \n"
+    for pieces in ([escape(text)], list(escape(text))):
+        assert Playbook("auto").writes(*pieces).ends().shown == text
+    assert Playbook("auto").writes("a \\u005bEN").ends().shown == "a \\u005bEN"
+
+
+def test_code_that_looks_like_a_token_is_text() -> None:
+    code = "int x = ring[HEAD] + ring[END];\nUse [END](http://x)."
+    for pieces in ([code], list(code)):
+        assert Playbook("auto").writes(*pieces).ends().shown == code
