@@ -25,6 +25,7 @@ Keys are never held here: `api_key_env` only names the variable, and headers and
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -252,12 +253,13 @@ def _find(path: Path | None, cwd: Path) -> Path | None:
     if path is not None:
         return cwd / path
     found = cwd / FILE_NAME
-    return found if found.is_file() else None
+    # Whatever has the name counts: Docker makes a folder of it where the file to be mounted is missing.
+    return found if os.path.lexists(found) else None
 
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors put a byte order mark in front
     except OSError as error:
         raise ConfigError(f"{path}: the config can't be read: {error.strerror}") from None
     except UnicodeDecodeError:

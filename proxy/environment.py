@@ -20,6 +20,10 @@ import msgspec
 from asynclm.proxy.config_error import ConfigError, Key, did_you_mean, listed, reason
 
 PREFIX: Final = "ASYNCLM_"
+# What Kubernetes tells every container about services whose name begins with "asynclm".
+_KUBERNETES: Final = re.compile(
+    r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)"
+)
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -40,8 +44,8 @@ def read_environment(
 ) -> tuple[dict[Key, str], list[str]]:
     """Put what the variables say into the parsed config `tree`, in place.
 
-    Returns which variable set which key (for error messages), and warnings about variables that look like typing
-    errors. Raises `ConfigError` naming the variable.
+    Returns which variable set which key (for error messages), and warnings about variables that name no
+    section. Raises `ConfigError` naming the variable.
     """
     origins: dict[Key, str] = {}
     warnings: list[str] = []
@@ -52,7 +56,7 @@ def read_environment(
         path = variable.removeprefix(PREFIX)
         section = next((name for name in layout.sections if f"{path}_".startswith(f"{name.upper()}_")), None)
         if section is None:
-            warnings += _typing_error(variable, path, layout)
+            warnings += _typing_error(variable, environ[variable], path, layout)
             continue
         rest = path[len(section) :]
         if not rest:
@@ -74,11 +78,13 @@ def read_environment(
     return origins, warnings
 
 
-def _typing_error(variable: str, path: str, layout: Layout) -> list[str]:
-    # Only what is close to a section: other programs may set variables with this prefix too (Kubernetes does).
-    word = path.partition("_")[0].lower()
-    near = difflib.get_close_matches(word, layout.sections, n=1, cutoff=0.8)
-    return [f"{variable} is not a key of the config; did you mean {PREFIX}{near[0].upper()}_...?"] if near else []
+def _typing_error(variable: str, text: str, path: str, layout: Layout) -> list[str]:
+    if _KUBERNETES.fullmatch(path) and (not path.endswith("PORT") or "SERVICE_" in path or "://" in text):
+        return []
+    near = difflib.get_close_matches(path.partition("_")[0].lower(), layout.sections, n=1, cutoff=0.8)
+    if near:
+        return [f"{variable} is not a key of the config; did you mean {PREFIX}{near[0].upper()}_...?"]
+    return [f"{variable} is not a key of the config and changes nothing; its sections are {listed(layout.sections)}"]
 
 
 def _section(variable: str, text: str, is_list: bool) -> Any:

@@ -213,8 +213,8 @@ class Executor:
 async def _run(tool: Tool, arguments: dict[str, Any]) -> object:
     try:
         return await tool.run(arguments)
-    except SystemExit as error:  # out of a task it would end the server
-        raise RuntimeError(f"the tool tried to end the process (SystemExit: {error})") from error
+    except (SystemExit, KeyboardInterrupt) as error:  # out of a task they would end the server
+        raise RuntimeError(f"the tool tried to end the process ({_said(error)})") from error
 
 
 async def _wait(tasks: set[Any], timeout_s: float) -> None:

@@ -172,6 +172,17 @@ class TestFile:
         with pytest.raises(ConfigError, match="the config can't be read: Is a directory"):
             load(tmp_path, {}, tmp_path)
 
+    def test_a_folder_or_a_dead_link_in_the_place_of_the_file(self, refused, tmp_path):
+        (tmp_path / "asynclm.toml").mkdir()
+        assert refused() == "asynclm.toml: the config can't be read: Is a directory"
+        (tmp_path / "asynclm.toml").rmdir()
+        (tmp_path / "asynclm.toml").symlink_to(tmp_path / "nothing")
+        assert refused() == "asynclm.toml: the config can't be read: No such file or directory"
+
+    def test_a_byte_order_mark(self, read, tmp_path):
+        (tmp_path / "asynclm.toml").write_bytes(b"\xef\xbb\xbf[server]\nport = 1\n")
+        assert read().server.port == 1
+
     def test_a_file_that_is_no_toml(self, refused, tmp_path):
         assert refused("[server]\nport = \n") == "asynclm.toml: not valid TOML: Invalid value (at line 2, column 8)"
         (tmp_path / "asynclm.toml").write_bytes(b"\xff\xfe")
@@ -425,6 +436,15 @@ class TestEnvironment:
             "ASYNCLM_PORT_80_TCP": "x",
         }
         assert read("[upstreams.main]", **kubernetes).warnings == ()
+
+    @pytest.mark.parametrize(
+        ("variable", "value"), [("BOGUS", "secret"), ("PORT", "8080"), ("", "x"), ("KEY", "x"), ("MY_PORT", "80")]
+    )
+    def test_what_names_no_section_is_a_warning(self, read, variable, value):
+        assert read("[upstreams.main]", **{f"ASYNCLM_{variable}": value}).warnings == (
+            f"ASYNCLM_{variable} is not a key of the config and changes nothing; "
+            "its sections are server, limits, runs, upstreams, models, tools",
+        )
 
 
 class TestKeys:

@@ -138,6 +138,18 @@ class TestOutcomes:
         )
         assert error(await call(leave_in_thread)) == ("tool_error", "RuntimeError: the function raised SystemExit: 3")
 
+    @pytest.mark.parametrize("in_thread", [False, True])
+    @pytest.mark.parametrize("raised", [KeyboardInterrupt, GeneratorExit, BaseException])
+    async def test_a_tool_that_raises_what_is_no_exception(self, raised, in_thread):
+        async def leave():
+            raise raised
+
+        def leave_in_thread():
+            raise raised
+
+        kind, message = error(await call(leave_in_thread if in_thread else leave))
+        assert (kind, raised.__name__ in message) == ("tool_error", True)
+
     async def test_a_tool_that_cancels_itself(self):
         async def give_up():
             raise asyncio.CancelledError
