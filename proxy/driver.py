@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 # After the model has stopped, or has said that it waits, its usage may still come; it is given this long (s).
 _USAGE_GRACE_S: Final = 0.5
+_TEXT_PIECE_S: Final = 0.01
 
 
 class Sink(Protocol):
@@ -96,6 +97,7 @@ class Driver:
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._detached: set[int] = set()  # calls that may outlive the run
         self._shown: list[str] = []  # text that is not in the timeline yet
+        self._shown_since = 0.0
         self._writing = 0  # the stream it came from
 
     @property
@@ -263,7 +265,9 @@ class Driver:
                             self._tell(ev.UsageReported(number, event))
                     if ended is not None and self._run.live:
                         self._tell(ev.StreamEnded(number, ended))  # before anything is injected into what has stopped
-                    await self._flush()
+                    if self._shown:
+                        self._pace_text()
+                    await self._sink.flush()
                     if ended is None and not self._run.reads(number):
                         if number not in self._trapped:
                             return  # closed for what it wrote
@@ -283,6 +287,13 @@ class Driver:
     async def _flush(self) -> None:
         self._note_text()
         await self._sink.flush()
+
+    def _pace_text(self) -> None:
+        """Note the text of a fast model in pieces of a few milliseconds, not of a few characters."""
+        now = self._loop.time()
+        if now - self._shown_since > _TEXT_PIECE_S:
+            self._shown_since = now
+            self._note_text()
 
     def _note_text(self) -> None:
         if self._shown:

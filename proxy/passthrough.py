@@ -192,9 +192,10 @@ class Passthrough:
         )
         response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
         await response.prepare(request)
+        read, write = upstream.content.readany, response.write
         try:
-            async for data in upstream.content.iter_any():
-                await response.write(data)
+            while data := await read():
+                await write(data)
         except (aiohttp.ClientError, TimeoutError) as error:
             if request.transport is None or request.transport.is_closing():
                 return response  # it was the client who left

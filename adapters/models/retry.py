@@ -65,7 +65,17 @@ async def with_retries(policy: RetryPolicy, attempt: Callable[[], Awaitable[T]])
     Raises the last attempt's `ModelError`.
     """
 
+    first: AttemptFailed | None = None
+    try:
+        return await attempt()  # mostly, that is all, and tenacity need not be asked
+    except AttemptFailed as failed:
+        first = failed
+
     async def attempted() -> T:  # tenacity awaits only what it can see to be a coroutine function
+        nonlocal first
+        if first is not None:
+            failed, first = first, None
+            raise failed
         return await attempt()
 
     def may_help(failed: BaseException) -> bool:

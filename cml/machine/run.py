@@ -24,7 +24,7 @@ and the rest of what had arrived is forgotten.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -86,17 +86,6 @@ class Run(Branching):
             prompt_chars=prompt_chars,
         )
         self._named: frozenset[str] = frozenset()  # the calls that a trap waits for
-        self._handlers: dict[type, Callable[..., None]] = {
-            StreamOpened: self._on_opened,
-            ReasoningArrived: self._on_reasoning,
-            StreamEnded: self._on_ended,
-            StreamFailed: self._on_failed,
-            UsageReported: self._on_usage,
-            CallDispatched: self._on_dispatched,
-            ResultArrived: self._on_result,
-            OutsideInterrupt: self._on_outside,
-            Abandoned: self._on_abandoned,
-        }
 
     def start(self) -> list[Action]:
         """Begin: the actions that open the first stream."""
@@ -110,7 +99,7 @@ class Run(Branching):
         if type(event) is TextArrived:
             self._on_text(event)
         else:
-            self._handlers[type(event)](event)
+            _HANDLERS[type(event)](self, event)
         return self._taken()
 
     @property
@@ -404,3 +393,16 @@ class Run(Branching):
             return
         self.transcript.append(self._told(queue, self._streams))
         self._open()
+
+
+_HANDLERS: Final[dict[type, Callable[[Run, Any], None]]] = {
+    StreamOpened: Run._on_opened,
+    ReasoningArrived: Run._on_reasoning,
+    StreamEnded: Run._on_ended,
+    StreamFailed: Run._on_failed,
+    UsageReported: Run._on_usage,
+    CallDispatched: Run._on_dispatched,
+    ResultArrived: Run._on_result,
+    OutsideInterrupt: Run._on_outside,
+    Abandoned: Run._on_abandoned,
+}
