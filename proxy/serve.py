@@ -8,22 +8,32 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from asynclm.adapters.port import port
 from asynclm.adapters.tools.options import Options
 from asynclm.adapters.tools.python import load as load_python
 from asynclm.adapters.tools.toolbox import Toolbox
+from asynclm.cml.machine import RunError
 from asynclm.proxy.config import Config, load
 from asynclm.proxy.config_error import ConfigError
-from asynclm.proxy.server import SERVER, make_app
+from asynclm.proxy.errors import SERVER_ERROR
+from asynclm.proxy.server import SERVER, Server, make_app
 
 _BACKLOG: Final = 2048
 _CLOSE_S: Final = 5.0  # what pass-through requests get to end after the grace time
+_HURRY_S: Final = 2.0  # what open runs get to end when told to stop a second time
+_EXIT_S: Final = 1.0  # what the tools' threads get to end by themselves
+
+_STOPPED_AT_ONCE: Final = RunError("The proxy is shutting down.", 503, SERVER_ERROR, "server_shutdown")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +42,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, help="the config file (default: asynclm.toml in this folder, if it exists)"
     )
     parser.add_argument("--host", help="address to listen on, over the config's")
-    parser.add_argument("--port", type=int, help="port to listen on, over the config's; 0 takes a free one")
+    parser.add_argument("--port", type=port, help="port to listen on, over the config's; 0 takes a free one")
     parser.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit status: 2 for a bad config, 1 if the address can't be used."""
+    """Serve until SIGTERM or SIGINT. Returns the exit status: 2 for a bad config, 1 if the address can't be used.
+
+    The process ends soon after, whatever threads the tools' modules have started.
+    """
+    end = _End()
+    status = _run(args, end)
+    end.loop_closed = True
+    end.due(status)
+    return status
+
+
+class _End:
+    """Ends the process where threads would keep it: Python waits at its end for every one that is no daemon.
+
+    Most belong to pools that end when the interpreter tells them to, so they are given the time for that.
+    """
+
+    def __init__(self) -> None:
+        self.loop_closed = False
+        self._before = {threading.main_thread(), *threading.enumerate()}
+        self._watching = False
+
+    def due(self, status: int) -> None:
+        """The work is done, and this is the exit status."""
+        if not self._watching:
+            self._watching = True
+            threading.Thread(target=self._watch, args=(status,), name="asynclm end", daemon=True).start()
+
+    def _watch(self, status: int) -> None:
+        time.sleep(_EXIT_S)
+        left = [thread for thread in threading.enumerate() if not thread.daemon and thread not in self._before]
+        if not left and self.loop_closed:
+            return  # whatever still goes on is the interpreter's own end
+        what = f"threads of tools ({', '.join(sorted(thread.name for thread in left))})" if left else "tasks of tools"
+        with contextlib.suppress(OSError, ValueError):  # closed by whoever read it
+            print(f"asynclm: warning: {what} don't end and are left behind", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(status)
+
+
+def _run(args: argparse.Namespace, end: _End) -> int:
     logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     _keep_secrets()
     environ = dict(os.environ)
@@ -60,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     with runner, contextlib.suppress(KeyboardInterrupt):
-        return runner.run(serve(config, toolbox))
+        status = runner.run(serve(config, toolbox))
+        end.due(status)  # closing the loop waits for threads and tasks, too
+        return status
     return 130
 
 
@@ -90,28 +143,54 @@ def load_toolbox(config: Config) -> Toolbox:
 
 
 async def serve(config: Config, toolbox: Toolbox) -> int:
-    """Serve in the running loop until told to stop; open runs get the grace time, then an error event."""
-    stop = asyncio.Event()
+    """Serve in the running loop until told to stop; open runs get the grace time, then an error event.
+
+    Told a second time, the rest of the grace time is skipped.
+    """
+    stop, stop_now = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, lambda: (stop_now if stop.is_set() else stop).set())
     app = make_app(config, toolbox)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_CLOSE_S)
     await runner.setup()
     site = web.TCPSite(runner, config.server.host, config.server.port, backlog=_BACKLOG)
     try:
         await site.start()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a host that can't be a name
         await runner.cleanup()
         where = f"{config.server.host}:{config.server.port}"
-        print(f"asynclm: can't listen on {where}: {os.strerror(error.errno or 0)}", file=sys.stderr)
+        print(f"asynclm: can't listen on {where}: {_reason(error)}", file=sys.stderr)
         return 1
     print(f"asynclm: listening on {_address(runner)}", flush=True)
     await stop.wait()
     await site.stop()
-    await app[SERVER].drain()
+    await _drain(app[SERVER], stop_now)
     await runner.cleanup()
     return 0
+
+
+async def _drain(server: Server, stop_now: asyncio.Event) -> None:
+    draining = asyncio.create_task(server.drain())
+    told = asyncio.create_task(stop_now.wait())
+    await asyncio.wait((draining, told), return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        for driver in server.registry.live():
+            driver.abandon(_STOPPED_AT_ONCE)
+        server.passthrough.abandon()
+        await server.executor.aclose()
+        await asyncio.wait((draining,), timeout=_HURRY_S)
+        draining.cancel()
+    told.cancel()
+    await asyncio.wait((draining, told))
+    if not draining.cancelled():
+        draining.result()
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)  # asyncio's own text would say the address again
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _address(runner: web.AppRunner) -> str:

@@ -137,6 +137,88 @@ async def test_a_port_that_is_taken(tmp_path: Path) -> None:
         assert port in line
 
 
+@pytest.mark.parametrize("command", ["serve", "simulate"])
+async def test_addresses_that_are_none(tmp_path: Path, command: str) -> None:
+    for port in ("-1", "65536", "http"):
+        process = await asynclm(command, f"--port={port}", cwd=tmp_path)
+        _, err = await process.communicate()
+        assert process.returncode == 2
+        assert f"argument --port: must be a number from 0 to 65535, not {port!r}" in err.decode()
+    for host in ("nosuch.invalid", "a..b"):
+        code, line = await fails(command, "--host", host, cwd=tmp_path, ASYNCLM_UPSTREAMS_MAIN_KIND="simulated")
+        assert code == 1
+        assert f"can't listen on {host}:" in line
+        assert "nknown error" not in line
+        assert not line.rstrip().endswith(":")
+
+
+@pytest.mark.parametrize("policy", ["auto", "off"])
+async def test_told_twice_it_does_not_wait_for_the_grace_time(tmp_path: Path, policy: str) -> None:
+    async with ScriptedUpstream([Answer("So ", "far.", hold=asyncio.Event(), hold_at=1)]) as upstream:
+        config(tmp_path, upstream.url)
+        async with serving(tmp_path, ASYNCLM_SERVER_GRACE_S="3600") as (process, url):
+            async with openai.AsyncOpenAI(base_url=url, api_key="sk-x", max_retries=0) as client:
+                stream = await client.chat.completions.create(
+                    model="m",
+                    messages=[{"role": "user", "content": "Go."}],
+                    stream=True,
+                    extra_headers={"x-asynclm-policy": policy},
+                )
+                await anext(stream)
+                process.send_signal(signal.SIGTERM)
+                await closed(url)
+                process.send_signal(signal.SIGINT)
+                with pytest.raises(openai.APIError, match="shutting down"):
+                    await answer_of(stream)
+            _, err = await process.communicate()
+            assert (process.returncode, err) == (0, b"")
+
+
+async def closed(url: str) -> None:
+    """Wait until nobody listens at `url` any more."""
+    host, port = url.split("/")[2].split(":")
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            return
+        writer.close()
+        await asyncio.sleep(0.01)
+
+
+THREADS = """
+import atexit, concurrent.futures, threading
+
+pool = concurrent.futures.ThreadPoolExecutor(1, "idle pool")
+pool.submit(int).result()
+atexit.register(print, "said at exit")
+"""
+HANGS = 'threading.Thread(target=threading.Event().wait, name="hanging thread").start()\n'
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_threads_of_tools_do_not_keep_the_process(tmp_path: Path, hangs: bool) -> None:
+    config(tmp_path, "http://127.0.0.1:1")
+    (tmp_path / "tools.py").write_text(THREADS + hangs * HANGS + TOOLS)
+    async with serving(tmp_path, OPENAI_API_KEY="sk-x") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        out, err = await process.communicate()
+        assert process.returncode == 0
+    if hangs:
+        assert err == b"asynclm: warning: threads of tools (hanging thread) don't end and are left behind\n"
+    else:
+        assert (out, err) == (b"said at exit\n", b"")
+
+
+async def test_threads_of_tools_do_not_keep_a_server_that_could_not_start(tmp_path: Path) -> None:
+    config(tmp_path, "http://127.0.0.1:1", '[[tools]]\npython = "tools.py:nothing"\n')
+    (tmp_path / "tools.py").write_text(f"import threading\n{HANGS}{TOOLS}")
+    process = await asynclm("serve", cwd=tmp_path)
+    _, err = await process.communicate()
+    assert process.returncode == 2
+    assert b"tools.py:nothing" in err
+
+
 @pytest.mark.parametrize("command", [[], ["serve"], ["simulate"], ["demo"], ["runs"], ["runs", "show"]])
 async def test_help_everywhere(tmp_path: Path, command: list[str]) -> None:
     process = await asynclm(*command, "--help", cwd=tmp_path)

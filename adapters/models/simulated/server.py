@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from ...port import port
 from .pace import Pace
 from .plan import read, text_of
 from .settings import HEADER, Settings, with_header
@@ -369,7 +370,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `asynclm simulate`."""
     defaults = Settings()
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=9100, help="port, 0 for any that is free (default %(default)s)")
+    parser.add_argument("--port", type=port, default=9100, help="port, 0 for any that is free (default %(default)s)")
     parser.add_argument(
         "--ttft-ms",
         type=float,
@@ -402,9 +403,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             runner.run(serve(settings, args.host, args.port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a host that can't be a name
         where = f"{args.host}:{args.port}"
-        print(f"asynclm simulate: can't listen on {where}: {error.strerror or error}", file=sys.stderr)
+        reason = getattr(error, "strerror", None) or error
+        print(f"asynclm simulate: can't listen on {where}: {reason}", file=sys.stderr)
         return 1
     return 0
 
