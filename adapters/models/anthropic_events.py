@@ -8,15 +8,17 @@ CML control token is put back behind the text, since here it is known which one 
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from asynclm.adapters.models import errors
+from asynclm.adapters.models import errors, lenient
 from asynclm.adapters.models.decoding import DocumentDecoder, EventDecoder
 from asynclm.adapters.models.protocol import Ended, ReasoningDelta, StreamEvent, TextDelta
 from asynclm.cml.tokens import CONTROL_TOKENS
 from asynclm.cml.usage import Usage
+
+T = TypeVar("T")
 
 _REASONS: Final = {
     "end_turn": "stop",
@@ -95,6 +97,7 @@ class _Event(msgspec.Struct):
     message: _Message | None = None
     usage: _Usage | None = None
     error: Any = None
+    detail: Any = None
 
 
 class _Document(msgspec.Struct):
@@ -120,8 +123,8 @@ class MessageDecoder(EventDecoder):
         """Append what one event says. Unknown events and deltas say nothing: the API adds new ones."""
         try:
             event = _decode_event(data)
-        except msgspec.DecodeError:
-            raise errors.malformed("an event that is not what the Messages API sends") from None
+        except (ValueError, RecursionError):
+            event = _read_odd(data, _Event, "an event")
         kind = event.type
         if kind == "content_block_delta":
             if event.delta is not None:
@@ -142,6 +145,8 @@ class MessageDecoder(EventDecoder):
             self.complete(events)
         elif kind == "error":
             raise _error(event.error)
+        elif event.detail:
+            raise _error({"detail": event.detail})
 
     def usage(self) -> Usage | None:
         """The tokens, as far as they were sent."""
@@ -155,11 +160,14 @@ class MessageDocumentDecoder(DocumentDecoder):
         """Append the whole answer."""
         try:
             document = _decode_document(data)
-        except msgspec.DecodeError:
-            raise errors.malformed("an answer that is not what the Messages API sends") from None
+        except (ValueError, RecursionError):
+            document = _read_odd(data, _Document, "an answer")
         if document.error:
             raise _error(document.error)
         if document.content is None:
+            body = lenient.mended(lenient.load(data))
+            if errors.is_error(body):
+                raise _error(body)
             raise errors.malformed("an answer without content")
         for block in document.content:
             _add_text(block, events)
@@ -167,6 +175,16 @@ class MessageDocumentDecoder(DocumentDecoder):
         events.append(Ended(_REASONS.get(document.stop_reason or "", "stop")))
         if document.usage is not None:
             events.append(document.usage.read())
+
+
+def _read_odd(data: bytes, type: type[T], what: str) -> T:
+    try:
+        body = lenient.load(data)
+        if isinstance(body.get("message"), str):  # an object in the API's own events
+            raise _error(lenient.mended(body))
+        return lenient.convert(body, type, _Usage)
+    except (ValueError, RecursionError):
+        raise errors.malformed(f"{what} that is not what the Messages API sends") from None
 
 
 def _add_text(delta: _Delta | _Block, events: list[StreamEvent]) -> None:
@@ -183,4 +201,5 @@ def _add_stop_sequence(sequence: str | None, events: list[StreamEvent]) -> None:
 
 def _error(error: Any) -> Exception:
     kind = error.get("type") if isinstance(error, dict) else None
-    return errors.from_body({"error": error}, status=_STATUSES.get(kind or "", 502))
+    status = _STATUSES.get(kind, 502) if isinstance(kind, str) else 502
+    return errors.from_body({"error": error}, status=status)

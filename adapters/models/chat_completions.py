@@ -10,19 +10,20 @@ Servers differ; what is read here is what they have in common, and the fields no
   nobody who asks through this adapter offers native tools. Text behind it is dropped. `[DONE]` without one counts as
   `stop`.
 - Usage comes out once, last, however often it was sent.
-- An emoji that a server escapes as two surrogates and cuts between them is put together again.
-- `{"error": ...}` fails the stream with the HTTP status that its `code` names, 502 otherwise.
+- An emoji that a server escapes as two surrogates and cuts between them is put together again. For other leniences
+  see `lenient`.
+- `{"error": ...}`, and `{"message": ...}` or `{"detail": ...}` without choices, fail the stream with the
+  HTTP status that the `code` names, 502 otherwise.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
-from asynclm.adapters.models import errors
+from asynclm.adapters.models import errors, lenient
 from asynclm.adapters.models.decoding import DocumentDecoder, EventDecoder
 from asynclm.adapters.models.protocol import Ended, ReasoningDelta, StreamEvent, TextDelta
 from asynclm.cml.usage import Usage
@@ -77,8 +78,11 @@ class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: Any = None
+    message: Any = None
+    detail: Any = None
 
 
+_TEXTS: Final = ("content", "reasoning_content", "reasoning", "refusal")
 _decode: Final = msgspec.json.Decoder(_Chunk).decode
 
 
@@ -88,14 +92,14 @@ class ChatDecoder(EventDecoder):
     def __init__(self, max_event_bytes: int) -> None:
         super().__init__(max_event_bytes)
         self._usage: _Usage | None = None
-        self._half = ""  # the first half of a surrogate pair, waiting for its other half
+        self._halves: dict[str, str] = {}  # by field: the first half of a surrogate pair, waiting for the other
 
     def read(self, data: bytes, events: list[StreamEvent]) -> None:
         """Append what one chunk says."""
         if data.startswith(b"[DONE]"):
             self.complete(events)
             return
-        chunk = _read_chunk(data, self._mend)
+        chunk = _read_chunk(data, self._join, bool(self._halves))
         if chunk.usage is not None:
             self._usage = chunk.usage
         if not chunk.choices or self.ended:
@@ -112,15 +116,26 @@ class ChatDecoder(EventDecoder):
         """The tokens, as they were last sent."""
         return None if self._usage is None else self._usage.read()
 
-    def _mend(self, data: bytes) -> _Chunk:
-        """Read a chunk whose text holds half a surrogate pair. Raises ValueError and the like for any other fault."""
-        chunk = json.loads(data)
-        delta = chunk["choices"][0]["delta"]
-        text = self._half + delta["content"]
-        self._half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
-        text = text[: len(text) - len(self._half)]
-        delta["content"] = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return msgspec.convert(chunk, _Chunk)
+    def _join(self, chunk: dict[str, Any]) -> None:
+        """Put halves of surrogate pairs together that came in two chunks."""
+        choice = next((choice for choice in chunk.get("choices") or () if not choice.get("index")), None)
+        if choice is None:
+            return
+        if choice.get("delta") is None:
+            choice["delta"] = {}
+        delta = choice["delta"]
+        for field in _TEXTS:
+            text = delta.get(field) or ""
+            if not isinstance(text, str):
+                continue
+            text = self._halves.pop(field, "") + text
+            if lenient.has_half(text) and not choice.get("finish_reason"):
+                self._halves[field] = text[-1]
+                text = text[:-1]
+            if text:
+                delta[field] = text
+            else:
+                delta.pop(field, None)
 
 
 class ChatDocumentDecoder(DocumentDecoder):
@@ -138,19 +153,26 @@ class ChatDocumentDecoder(DocumentDecoder):
             events.append(chunk.usage.read())
 
 
-def _read_chunk(data: bytes, mend: Callable[[bytes], _Chunk] | None = None) -> _Chunk:
+def _read_chunk(data: bytes, join: Callable[[dict[str, Any]], None] | None = None, unfinished: bool = False) -> _Chunk:
     try:
         try:
+            if unfinished:
+                raise ValueError
             chunk = _decode(data)
-        except msgspec.DecodeError:
-            if mend is None or b"\\ud" not in data.lower():
-                raise
-            chunk = mend(data)
-    except (ValueError, LookupError, TypeError, RecursionError):
+        except ValueError:
+            body = lenient.load(data)
+            if join is not None:
+                join(body)
+            chunk = lenient.convert(body, _Chunk, _Usage)
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise errors.malformed("an event that is not what the chat completions API sends") from None
     if chunk.error:
         body = {"error": chunk.error}
         raise errors.from_body(body, status=errors.status_in(body, 502))
+    if chunk.choices is None and (chunk.message or chunk.detail):
+        body = lenient.mended(lenient.load(data))
+        if errors.is_error(body):
+            raise errors.from_body(body, status=errors.status_in(body, 502))
     return chunk
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from asynclm.adapters.models import errors
 from asynclm.adapters.models.protocol import Ended, ModelError, StreamEvent
-from asynclm.adapters.models.sse import Splitter
+from asynclm.adapters.models.sse import Event, Splitter
 from asynclm.cml.usage import Usage
 
 
@@ -36,7 +36,7 @@ class EventDecoder(ABC):
         events: list[StreamEvent] = []
         try:
             for event in self._splitter.feed(data):
-                self.read(event.data, events)
+                self._take(event, events)
                 if self.done:
                     return events
             if self._splitter.overflow:
@@ -51,7 +51,7 @@ class EventDecoder(ABC):
         rest = self._splitter.finish()
         try:
             if rest is not None:
-                self.read(rest.data, events)
+                self._take(rest, events)
         except ModelError as error:
             # An event that can't be read because it was cut in the middle says no more than the cut does.
             if error.code != errors.MALFORMED:
@@ -62,6 +62,21 @@ class EventDecoder(ABC):
         elif not self.done:
             self.complete(events)
         return events
+
+    def _take(self, event: Event, events: list[StreamEvent]) -> None:
+        if event.name == b"error":
+            raise self._error(event.data)
+        data = event.data
+        if data and not data.isspace():
+            self.read(data, events)
+
+    def _error(self, data: bytes) -> ModelError:
+        try:
+            self.read(data, [])
+        except ModelError as error:
+            if error.code != errors.MALFORMED:
+                return error
+        return errors.from_event(data)
 
     def stop(self, reason: str, events: list[StreamEvent]) -> None:
         """The model has stopped."""

@@ -20,7 +20,6 @@ import msgspec
 from asynclm.adapters.models.protocol import ModelError
 
 MALFORMED: Final = "upstream_malformed"
-_MAX_MESSAGE: Final = 2000
 _TYPES: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -33,8 +32,8 @@ _TYPES: Final = {
 }
 
 
-def from_response(response: httpx2.Response, key: str | None) -> ModelError:
-    """What the upstream refused the request with. `response` has been read; `key` is kept out of the message."""
+def from_response(response: httpx2.Response) -> ModelError:
+    """What the upstream refused the request with, in its words (see `secrets`). `response` has been read."""
     status = response.status_code
     if status < 400:
         return ModelError(
@@ -46,17 +45,17 @@ def from_response(response: httpx2.Response, key: str | None) -> ModelError:
         body = msgspec.json.decode(response.content)
     except msgspec.DecodeError:
         body = None
-    error = from_body(body, status=status, key=key)
+    error = from_body(body, status=status)
     error.retry_after = retry_after(response.headers)
     if body is None and not response.headers.get("content-type", "").startswith("text/html"):
         text = response.text.strip()
         if text:
-            error.message = _clean(text, key)
+            error.message = text
             error.args = (error.message,)
     return error
 
 
-def from_body(body: Any, *, status: int, key: str | None = None) -> ModelError:
+def from_body(body: Any, *, status: int) -> ModelError:
     """Read an error answer or an error event that was decoded. `status` is what it came with."""
     fields: Any = body
     if isinstance(body, dict):
@@ -73,12 +72,31 @@ def from_body(body: Any, *, status: int, key: str | None = None) -> ModelError:
     elif not isinstance(message, str):
         message = msgspec.json.encode(message).decode()
     return ModelError(
-        _clean(message, key),
+        message,
         status=status,
         type=type if isinstance(type, str) and type else _TYPES.get(status, "upstream_error"),
         code=None if code is None else str(code),
         param=param if isinstance(param, str) else None,
     )
+
+
+def is_error(body: Any) -> bool:
+    """Whether a decoded answer is an error of the kind that has its message at the top."""
+    if not isinstance(body, dict):
+        return False
+    message = body.get("message")
+    return (isinstance(message, str) and message != "") or bool(body.get("detail"))
+
+
+def from_event(data: bytes) -> ModelError:
+    """An event that is named `error`, whatever it holds."""
+    try:
+        body = msgspec.json.decode(data)
+    except (ValueError, RecursionError):
+        body = data.decode(errors="replace").strip()
+    if not body:
+        return ModelError("The upstream reported an error without a word about it.", status=502)
+    return from_body({"error": body} if isinstance(body, str) else body, status=status_in(body, 502))
 
 
 def status_in(body: Any, default: int) -> int:
@@ -135,12 +153,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         return None
     return max(date.timestamp() - time.time(), 0.0)
-
-
-def _clean(message: str, key: str | None) -> str:
-    if key:
-        message = message.replace(key, "[key]")
-    return message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "..."
 
 
 def _phrase(status: int) -> str:

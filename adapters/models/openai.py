@@ -126,11 +126,11 @@ class OpenAIModel:
                 # Told to cast to the response itself, the SDK hands it back unread and makes no stream of its own.
                 return cast(httpx2.Response, response)
             except openai.APIStatusError as error:
-                raise refused(error.response, key) from error
+                raise refused(error.response) from error
             except openai.APIConnectionError as error:
                 raise unreachable(error) from error
 
-        return await self._upstream.open(send, self._decoder)
+        return await self._upstream.open(request, send, self._decoder)
 
     async def aclose(self) -> None:
         """Close every connection."""

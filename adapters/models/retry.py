@@ -44,9 +44,9 @@ class AttemptFailed(Exception):  # noqa: N818 - it is caught where it is raised,
         self.after = after
 
 
-def refused(response: httpx2.Response, key: str | None) -> AttemptFailed:
-    """The upstream answered with an error status; `response` has been read, `key` stays out of the message."""
-    error = errors.from_response(response, key)
+def refused(response: httpx2.Response) -> AttemptFailed:
+    """The upstream answered with an error status; `response` has been read."""
+    error = errors.from_response(response)
     status = response.status_code
     again = {"true": True, "false": False}.get(response.headers.get("x-should-retry", ""))
     if again is None:

@@ -13,6 +13,7 @@ import httpx2
 
 from asynclm.adapters.models import errors
 from asynclm.adapters.models.protocol import ModelError, StreamEvent
+from asynclm.adapters.models.secrets import Secrets
 from asynclm.adapters.models.transport import Body
 
 # How long an answer that is complete may take to end its HTTP body too, so that its connection can be used again (s).
@@ -43,15 +44,16 @@ class Decoder(Protocol):
 class HTTPStream:
     """One open answer (`protocol.Stream`). One batch for each read of the socket that holds events.
 
-    Iteration raises `ModelError` when the answer fails, breaks off or falls silent for `idle_timeout_s`, and just
-    ends if another task closes the stream meanwhile. One task at a time iterates; one that is cancelled leaves the
-    stream as it was. Whoever opened the stream closes it.
+    Iteration raises `ModelError`, without any of the `secrets`, when the answer fails, breaks off or falls silent for
+    `idle_timeout_s`, and just ends if another task closes the stream meanwhile. One task at a time iterates; one that
+    is cancelled leaves the stream as it was. Whoever opened the stream closes it.
     """
 
-    def __init__(self, body: Body, decoder: Decoder, *, idle_timeout_s: float) -> None:
+    def __init__(self, body: Body, decoder: Decoder, secrets: Secrets, *, idle_timeout_s: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._body = body
         self._decoder = decoder
+        self._secrets = secrets
         self._idle_timeout_s = idle_timeout_s
         self._waiting_since: float | None = None
         self._silent = False
@@ -129,7 +131,7 @@ class HTTPStream:
             self._body.on_end(self._loop.call_later(_LINGER_S, self._body.abort).cancel)
 
     def _fail(self, failure: ModelError) -> None:
-        self._failure = failure
+        self._failure = self._secrets.keep(failure)
         self._drop()
 
     def _drop(self) -> None:

@@ -15,10 +15,10 @@ import yarl
 from asynclm.adapters.models import errors
 from asynclm.adapters.models.protocol import ModelError, Request
 from asynclm.adapters.models.retry import AttemptFailed, RetryPolicy, unreachable, with_retries
+from asynclm.adapters.models.secrets import AUTHORIZING, Secrets
 from asynclm.adapters.models.stream import Decoder, HTTPStream
 from asynclm.adapters.models.transport import Transport, body_of
 
-_AUTHORIZING: Final = frozenset({"authorization", "api-key", "x-api-key"})
 _USER_AGENT: Final = "asynclm"
 
 
@@ -52,6 +52,7 @@ class Upstream:
             transport=Transport(self.url, connect_timeout_s=connect_timeout_s), timeout=None, follow_redirects=False
         )
         self._api_key = api_key or None
+        self._secrets = Secrets((api_key,), headers, self.query)
         self._names = {name.lower() for name in self.headers}
         self._first_byte_timeout_s = first_byte_timeout_s or idle_timeout_s
         self._idle_timeout_s = idle_timeout_s
@@ -66,7 +67,7 @@ class Upstream:
 
         Raises `ModelError` (401) for a client's key that can't stand in a header.
         """
-        if self._api_key or not _AUTHORIZING.isdisjoint(self._names):
+        if self._api_key or not AUTHORIZING.isdisjoint(self._names):
             return self._api_key
         key = request.api_key
         if key and not (key.isascii() and key.isprintable()):
@@ -80,23 +81,26 @@ class Upstream:
 
     async def open(
         self,
+        request: Request,
         send: Callable[[], Awaitable[httpx2.Response]],
         decoder: Callable[[bool], Decoder],
     ) -> HTTPStream:
         """Send until it succeeds or the retries are used up, and return the answer as a stream. Raises `ModelError`.
 
-        `send` makes one attempt; it raises `AttemptFailed` for the SDK's exceptions. `decoder` is given whether the
-        answer came whole, as one JSON document, though a stream was asked for.
+        No error shows a secret of the upstream or the key of `request`, neither here nor in the stream, whatever the
+        upstream says. `send` makes one attempt; it raises `AttemptFailed` for the SDK's exceptions. `decoder` is given
+        whether the answer came whole, as one JSON document, though a stream was asked for.
         """
-        response = await with_retries(self._retries, lambda: self._attempt(send))
+        secrets = self._secrets.with_key(request.api_key)
+        response = await with_retries(self._retries, lambda: self._attempt(send, secrets))
         body = body_of(response)
         media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type == "text/html":
             body.abort()
             raise errors.malformed("a web page instead of an answer: check the upstream's base_url")
-        return HTTPStream(body, decoder(media_type == "application/json"), idle_timeout_s=self._idle_timeout_s)
+        return HTTPStream(body, decoder(media_type == "application/json"), secrets, idle_timeout_s=self._idle_timeout_s)
 
-    async def _attempt(self, send: Callable[[], Awaitable[httpx2.Response]]) -> httpx2.Response:
+    async def _attempt(self, send: Callable[[], Awaitable[httpx2.Response]], secrets: Secrets) -> httpx2.Response:
         try:
             async with asyncio.timeout(self._first_byte_timeout_s):
                 return await send()
@@ -105,6 +109,9 @@ class Upstream:
             raise AttemptFailed(error, again=False) from None
         except httpx2.TransportError as error:
             raise unreachable(error) from error
+        except AttemptFailed as failed:
+            # Anew, since what it says of itself is logged.
+            raise AttemptFailed(secrets.keep(failed.error), again=failed.again, after=failed.after) from None
 
 
 def _parse(base_url: str) -> httpx2.URL:

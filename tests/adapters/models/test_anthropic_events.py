@@ -168,3 +168,28 @@ def test_a_whole_answer():
 def test_a_whole_answer_that_is_none(document, status):
     events, error = whole(document)
     assert (events, error.status) == ([], status)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "message"),
+    [
+        (b'{"type": "error", "message": "Oops"}', 502, "Oops"),
+        (b'{"type": "overloaded_error", "message": "Oops"}', 529, "Oops"),
+        (b'{"detail": "Oops"}', 502, "Oops"),
+        (b'{"message": "Oops \\ud83d"}', 502, "Oops \ufffd"),
+        (b'{"detail": "Oops \\ud83d"}', 502, "Oops \ufffd"),
+    ],
+)
+@pytest.mark.parametrize("name", [b"", b"event: error\n"])
+def test_errors_with_their_message_at_the_top(sent, status, message, name):
+    _, error = decode(sse(START) + name + b"data: " + sent + b"\n\n")
+    assert (error.status, error.message) == (status, message)
+    _, error = whole(json.loads(sent))
+    assert (error.status, error.message) == (status, message)
+
+
+def test_odd_events_do_not_kill_an_answer():
+    start = {"type": "message_start", "message": {"id": "\ud83d", "usage": {"input_tokens": 5.0, "output_tokens": "1"}}}
+    last = {**ended("end_turn"), "usage": {"output_tokens": "many"}}
+    stream = sse(start) + b"data:\n\n" + sse(text("a\ud83db"), last, {"type": "message_stop"})
+    assert decode(stream) == ([TextDelta("a\ufffdb"), Ended("stop"), Usage(5, 1)], None)

@@ -93,6 +93,9 @@ def test_what_servers_send(sent, events):
         ({"error": {"message": "Bad", "type": "BadRequestError", "code": "400"}}, 400, "BadRequestError", "400", "Bad"),
         ({"error": {"message": "Odd", "code": 200}}, 502, "upstream_error", "200", "Odd"),
         ({"error": "plain"}, 502, "upstream_error", None, "plain"),
+        ({"message": "Top", "type": "t", "code": 429}, 429, "t", "429", "Top"),
+        ({"object": "error", "message": "vLLM's", "code": 400}, 400, "invalid_request_error", "400", "vLLM's"),
+        ({"detail": "FastAPI's"}, 502, "upstream_error", None, "FastAPI's"),
         ({**delta(content=""), "error": {"message": "OpenRouter's"}}, 502, "upstream_error", None, "OpenRouter's"),
     ],
 )
@@ -178,7 +181,77 @@ def test_an_emoji_cut_between_its_surrogates():
     found = []
     for content in (r"so \ud83d", r"\ude00 and \ud83d\ude01", r" \ud83d", r"x"):
         found += decoder.feed(b'data: {"choices": [{"index": 0, "delta": {"content": "%b"}}]}\n\n' % content.encode())
-    assert "".join(event.text for event in found) == "so \N{GRINNING FACE} and \N{GRINNING FACE WITH SMILING EYES} x"
+    assert (
+        "".join(event.text for event in found) == "so \N{GRINNING FACE} and \N{GRINNING FACE WITH SMILING EYES} \ufffdx"
+    )
     assert decoder.failure is None
     decoder.feed(rb'data: {"choices": [{"index": 0, "delta": {"content": "\ud83d}}]}' + b"\n\n")
     assert decoder.failure is not None
+
+
+@pytest.mark.parametrize("count", [7.0, "7", "7.0"])
+def test_token_counts_that_are_no_whole_numbers(count):
+    usage = {"prompt_tokens": count, "completion_tokens": 1}
+    sent = sse({**delta(content="a"), "usage": usage}, {**STOP, "usage": usage}, DONE)
+    assert decode(sent) == ([TextDelta("a"), Ended("stop"), Usage(7, 1)], None)
+
+
+@pytest.mark.parametrize("usage", [5, [], "x", {"prompt_tokens": 7.5}, {"prompt_tokens": {}}, {"prompt_tokens": 1e999}])
+def test_usage_that_cannot_be_read_is_left_out(usage):
+    sent = sse({**delta(content="a"), "usage": usage}, STOP, DONE)
+    assert decode(sent) == ([TextDelta("a"), Ended("stop")], None)
+    document = {"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}], "usage": usage}
+    assert whole(json.dumps(document).encode()) == ([TextDelta("a"), Ended("stop")], None)
+
+
+@pytest.mark.parametrize("empty", [b"data:\n\n", b"data: \n\n", b"data:  \n\n", b"data\n\n", b"event: ping\ndata:\n\n"])
+def test_events_without_data_say_nothing(empty):
+    assert decode(empty + sse(delta(content="a")) + empty + sse(STOP, DONE)) == ([TextDelta("a"), Ended("stop")], None)
+
+
+def test_half_a_surrogate_pair_anywhere():
+    for half in ("\ud83d", "\ude00"):
+        sent = sse({**delta(content="a"), "id": half, half: [half]}, delta(content=f"x{half}y"), STOP, DONE)
+        assert decode(sent) == ([TextDelta("a"), TextDelta("x\ufffdy"), Ended("stop")], None)
+    assert decode(sse(delta("stop", content="x\ud83d"), DONE)) == ([TextDelta("x\ufffd"), Ended("stop")], None)
+    sent = sse(delta(content="x\ud83d"), STOP, DONE)
+    assert decode(sent) == ([TextDelta("x"), TextDelta("\ufffd"), Ended("stop")], None)
+    document = {"choices": [{"message": {"content": "\ud83dx"}, "finish_reason": "stop"}]}
+    assert whole(json.dumps(document).encode()) == ([TextDelta("\ufffdx"), Ended("stop")], None)
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content", "reasoning", "refusal"])
+def test_a_pair_that_is_cut_in_any_text(field):
+    events, error = decode(sse(delta(**{field: "a\ud83d"}), delta(role="assistant"), delta(**{field: "\ude00b"}), STOP))
+    assert error is None
+    assert "".join(event.text for event in events[:-1]) == "a\N{GRINNING FACE}b"
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "message"),
+    [
+        (b'{"message": "Oops", "type": "t"}', 502, "Oops"),
+        (b'{"error": {"message": "Oops", "code": 503}}', 503, "Oops"),
+        (b'{"detail": "Oops"}', 502, "Oops"),
+        (b'{"status": 429, "message": "Oops"}', 429, "Oops"),
+        (b'"Oops"', 502, "Oops"),
+        (b"Oops, not JSON", 502, "Oops, not JSON"),
+        (b"", 502, "The upstream reported an error without a word about it."),
+    ],
+)
+def test_an_event_that_is_named_error(data, status, message):
+    events, error = decode(sse(delta(content="a")) + b"event: error\ndata: " + data + b"\n\n" + sse(STOP, DONE))
+    assert events == [TextDelta("a")]
+    assert (error.status, error.message) == (status, message)
+
+
+def test_an_error_with_half_a_surrogate_pair():
+    for sent in ({"message": "x\ud83d"}, {"error": {"message": "x\ud83d"}}, {"detail": "x\ud83d"}):
+        assert decode(sse(sent))[1].message == "x\ufffd"
+        assert whole(json.dumps(sent).encode())[1].message == "x\ufffd"
+
+
+@pytest.mark.parametrize("document", [{"message": "Oops"}, {"detail": "Oops"}, {"object": "error", "message": "Oops"}])
+def test_a_whole_answer_that_is_an_error(document):
+    events, error = whole(json.dumps(document).encode())
+    assert (events, error.status, error.message) == ([], 502, "Oops")

@@ -9,7 +9,7 @@ import warnings
 import pytest
 from loopback import collect, collect_failing, request
 
-from asynclm.adapters.models import Abilities, Ended, ModelError, OpenAIModel, TextDelta
+from asynclm.adapters.models import Abilities, AnthropicModel, Ended, ModelError, OpenAIModel, TextDelta
 from asynclm.cml.transcript import Segment
 from asynclm.cml.usage import Usage
 
@@ -783,3 +783,49 @@ async def test_cancelled_at_any_await_nothing_is_left_open(upstream, sleeps, new
             await model.aclose()
             await upstream.idle.wait()
     pytest.fail("it never ran to its end")
+
+
+SECRETS = {
+    "api_key": "sk-own",
+    "headers": {"x-api-key": "k-1", "X-Tenant": "tenant-secret", "X-Short": "eu"},
+    "query": {"sig": "query secret/1", "v": "2"},
+}
+LEAK = "No sk-own, k-1, tenant-secret, query secret/1, query%20secret%2F1, sk-client; eu 2. " + "x" * 1914 + "sk-own"
+CLEAN = "No [key], [key], [key], [key], [key], [key]; eu 2. "
+
+
+def leak_at_once(exchange):
+    exchange.whole(json.dumps({"error": {"message": LEAK, "code": "sk-own"}}).encode(), status="500 X")
+
+
+def leak_in_the_stream(exchange):
+    exchange.head()
+    exchange.chunk(sse({"error": {"message": LEAK, "code": "sk-own"}}))
+    exchange.end()
+
+
+def leak_in_a_document(exchange):
+    exchange.whole(json.dumps({"error": {"message": LEAK, "code": "sk-own"}}).encode())
+
+
+@pytest.mark.parametrize("answer", [leak_at_once, leak_in_the_stream, leak_in_a_document])
+@pytest.mark.parametrize("kind", [OpenAIModel, AnthropicModel])
+async def test_no_error_shows_a_secret(upstream, sleeps, caplog, kind, answer):
+    caplog.set_level("DEBUG", "asynclm")
+    if kind is AnthropicModel and answer is leak_in_the_stream:
+
+        def answer(exchange):
+            exchange.head()
+            exchange.chunk(sse({"type": "error", "error": {"message": LEAK, "code": "sk-own"}}))
+            exchange.end()
+
+    upstream.answers = [answer] * 2
+    model = kind(upstream.url, retries=2, **SECRETS)
+    with pytest.raises(ModelError) as caught:
+        async for _ in await model.open(request(api_key="sk-client")):
+            pass
+    await model.aclose()
+    assert caught.value.message.startswith(CLEAN)
+    assert len(caught.value.message) <= 2003
+    said = f"{caught.value.message} {caught.value} {caught.value.code} {caplog.text}"
+    assert not [secret for secret in ("sk-", "k-1", "tenant", "query") if secret in said]
