@@ -23,10 +23,8 @@ from asynclm.adapters.port import port
 from asynclm.adapters.tools.options import Options
 from asynclm.adapters.tools.python import load as load_python
 from asynclm.adapters.tools.toolbox import Toolbox
-from asynclm.cml.machine import RunError
 from asynclm.proxy.config import Config, load
 from asynclm.proxy.config_error import ConfigError
-from asynclm.proxy.errors import SERVER_ERROR
 from asynclm.proxy.server import SERVER, Server, make_app
 
 _GC_THRESHOLD: Final = (20_000, 20, 50)
@@ -34,8 +32,6 @@ _BACKLOG: Final = 2048
 _CLOSE_S: Final = 5.0  # what pass-through requests get to end after the grace time
 _HURRY_S: Final = 2.0  # what open runs get to end when told to stop a second time
 _EXIT_S: Final = 1.0  # what the tools' threads get to end by themselves
-
-_STOPPED_AT_ONCE: Final = RunError("The proxy is shutting down.", 503, SERVER_ERROR, "server_shutdown")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -182,9 +178,7 @@ async def _drain(server: Server, stop_now: asyncio.Event) -> None:
     told = asyncio.create_task(stop_now.wait())
     await asyncio.wait((draining, told), return_when=asyncio.FIRST_COMPLETED)
     if not draining.done():
-        for driver in server.registry.live():
-            driver.abandon(_STOPPED_AT_ONCE)
-        server.passthrough.abandon()
+        server.abandon()
         await server.executor.aclose()
         await asyncio.wait((draining,), timeout=_HURRY_S)
         draining.cancel()

@@ -193,13 +193,17 @@ class Server:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.server.grace_s
         if not await self._idle(self._config.server.grace_s):
-            for driver in self.registry.live():
-                driver.abandon(_SHUTDOWN)
-            self.passthrough.abandon()
+            self.abandon()
             if not await self._idle(_CLEANUP_S):
                 _log.warning("some requests did not end in %g s", _CLEANUP_S)
         # What is left are calls without an id, which outlive their runs.
         await self.executor.aclose(max(0.0, deadline - loop.time()))
+
+    def abandon(self) -> None:
+        """End everything that is open with an error, now."""
+        for driver in self.registry.live():
+            driver.abandon(_SHUTDOWN)
+        self.passthrough.abandon()
 
     async def _idle(self, seconds: float) -> bool:
         try:

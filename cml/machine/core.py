@@ -56,7 +56,12 @@ def _unchecked(error: Exception) -> CallError:
 
 
 class Core(ABC):
-    """State and elementary steps of one run."""
+    """State and elementary steps of one run.
+
+    Without a `catalog` the text is not read for blocks: whatever the model writes is the answer.
+    `inject` says whether the model takes injection; `stop` and `max_tokens` bound the visible answer; `prompt_chars`
+    is the length of the client's prompt, used to estimate the usage of streams whose own count is lost.
+    """
 
     def __init__(
         self,
@@ -84,6 +89,7 @@ class Core(ABC):
         self._branches: list[Branch] = []  # in the order in which they opened, not yet folded
         self._streams = 0
         self._waiting = False
+        self._named: frozenset[str] = frozenset()  # the calls that a trap waits for
         self._empty_traps = 0
         self._forgeries = 0
         self._chars = 0

@@ -30,11 +30,10 @@ import msgspec
 
 from .. import events as cml
 from ..tokens import defuse
-from ..tools import Catalog
 from .actions import Action, EmitReasoning, Inject, Note, PauseStream
 from .branching import Branching
 from .calls import RUNTIME
-from .core import Interrupt, Limits
+from .core import Interrupt
 from .events import (
     Abandoned,
     CallDispatched,
@@ -48,7 +47,7 @@ from .events import (
     TextArrived,
     UsageReported,
 )
-from .policies import Move, Policy, View
+from .policies import Move, View
 from .stream import Stream
 
 _NOTHING_PENDING: Final = '{"note":"no call is pending: go on, or give your answer"}'
@@ -58,34 +57,7 @@ _FORGERY: Final = (
 
 
 class Run(Branching):
-    """The state of one run.
-
-    Without a `catalog` the text is not read for blocks: whatever the model writes is the answer.
-    `inject` says whether the model takes injection; `stop` and `max_tokens` bound the visible answer; `prompt_chars`
-    is the length of the client's prompt, used to estimate the usage of streams whose own count is lost.
-    """
-
-    def __init__(
-        self,
-        catalog: Catalog | None,
-        policy: Policy,
-        *,
-        inject: bool = False,
-        limits: Limits | None = None,
-        stop: tuple[str, ...] = (),
-        max_tokens: int | None = None,
-        prompt_chars: int = 0,
-    ) -> None:
-        super().__init__(
-            catalog,
-            policy,
-            inject=inject,
-            limits=limits,
-            stop=stop,
-            max_tokens=max_tokens,
-            prompt_chars=prompt_chars,
-        )
-        self._named: frozenset[str] = frozenset()  # the calls that a trap waits for
+    """One run: feed it events, carry out its actions. `Core` says what it takes to make one."""
 
     def start(self) -> list[Action]:
         """Begin: the actions that open the first stream."""
