@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many runs go on at once (default %(default)s)",
     )
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture to this file too")
-    parser.add_argument("--verbose", action="store_true", help="draw every case, not just one")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the typical case's picture to this file")
+    parser.add_argument("--brief", action="store_true", help="draw one typical case, not every run")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 130
     shown = report.typical_case(outcomes)
-    for case in sorted({outcome.case for outcome in outcomes} if args.verbose else {shown}):
+    others = set() if args.brief else {outcome.case for outcome in outcomes} - {shown}
+    for case in [*sorted(others), shown]:  # the typical one last, where it is seen beside the table
         console.print(report.picture(outcomes, case))
         console.print()
     console.print(report.table(outcomes))
