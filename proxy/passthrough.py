@@ -71,16 +71,13 @@ class Passthrough:
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:  # it must be made inside the event loop
-            self._session = self._new_session()
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+            )
         return self._session
-
-    def _new_session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-        )
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -95,7 +92,8 @@ class Passthrough:
         """End every stream that is under way; streams of events end with an error event."""
         self._abandoned = True
         for patience in self._waiting:
-            patience.reschedule(0)
+            if patience.when() is None:  # not told yet: a timeout that is running out can't be set again
+                patience.reschedule(0)
         for upstream in list(self._open):
             upstream.close()
 
