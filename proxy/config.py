@@ -84,7 +84,8 @@ class Upstream(_Section, frozen=True, kw_only=True):
     is how often a failed request is sent again, before its first token. `headers` and `query` (a query of `base_url`
     included) go along with every request. `prefill` says how the server takes an assistant message to be continued
     (`openai` only); `stop_sequences` how many it takes (None: judged by the model's name). `ttft_ms` and `tpot_ms` are
-    the simulated model's speed.
+    the time to the first token and for each further one: what the policy `auto` expects before it has measured, and
+    the simulated model's own speed. `inject` says whether that one takes interrupts in its live sequence.
     """
 
     kind: Kind = "openai"
@@ -99,6 +100,7 @@ class Upstream(_Section, frozen=True, kw_only=True):
     stop_sequences: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
     ttft_ms: Milliseconds | None = None
     tpot_ms: Milliseconds | None = None
+    inject: bool | None = None
 
     def api_key(self, environ: Mapping[str, str]) -> str | None:
         """The upstream's own key; None where there is none and the client's goes through."""
@@ -276,9 +278,8 @@ def _checked_upstream(upstream: Upstream, name: str, reader: Reader) -> Upstream
         if upstream.base_url is not None:
             raise error("base_url", "the simulated model runs in the process and has none")
     else:
-        for key in ("ttft_ms", "tpot_ms"):
-            if getattr(upstream, key) is not None:
-                raise error(key, 'only for kind = "simulated"')
+        if upstream.inject is not None:
+            raise error("inject", 'only for kind = "simulated"')
         url = _BASE_URLS[upstream.kind] if upstream.base_url is None else upstream.base_url
         problem = _url_problem(url)
         if problem:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -14,12 +13,12 @@ from asynclm.cml.machine import POLICIES, Run
 from asynclm.cml.machine.actions import OpenStream
 from asynclm.cml.prompt import instructions
 from asynclm.cml.render import STOP
-from asynclm.cml.tools import Catalog
+from asynclm.cml.timeline import Timeline
 from asynclm.proxy.answer import StreamedAnswer, WholeAnswer
 from asynclm.proxy.background import Background
 from asynclm.proxy.chat import ChatRequest, prompt, text_size
 from asynclm.proxy.config import Config
-from asynclm.proxy.driver import Driver
+from asynclm.proxy.driver import Driver, Sink
 from asynclm.proxy.errors import api_error
 from asynclm.proxy.executor import Executor
 from asynclm.proxy.registry import Registry, new_timeline
@@ -56,38 +55,39 @@ class Runs:
 
     async def answer(self, request: web.Request, chat: ChatRequest, route: Route, policy: str) -> web.StreamResponse:
         """Run with the proxy's tools."""
-        messages = prompt(chat, self._instructions)
-        return await self._answer(request, chat, route, policy, self._toolbox, messages)
+        return await self._answer(request, chat, route, policy, with_tools=True)
 
     async def plain(self, request: web.Request, chat: ChatRequest, route: Route) -> web.StreamResponse:
         """Answer without tools, from an upstream whose API is not the client's: only the protocol is translated."""
-        return await self._answer(request, chat, route, _OFF, None, chat.messages)
+        return await self._answer(request, chat, route, _OFF, with_tools=False)
 
-    async def _answer(
+    def driver(
         self,
-        request: web.Request,
         chat: ChatRequest,
         route: Route,
-        policy: str,
-        catalog: Catalog | None,
-        messages: Sequence[dict[str, Any]],
-    ) -> web.StreamResponse:
+        timeline: Timeline,
+        sink: Sink,
+        *,
+        api_key: str | None = None,
+        with_tools: bool = True,
+    ) -> Driver:
+        """Put a run together under the policy that `timeline` names; it starts when it is driven. Knows no HTTP."""
         model: Model = self._upstreams.model(route)
         abilities = model.abilities(route.upstream_model)
+        messages = prompt(chat, self._instructions) if with_tools else chat.messages
         run = Run(
-            catalog,
-            POLICIES["auto" if policy == _OFF else policy],
+            self._toolbox if with_tools else None,
+            POLICIES["auto" if timeline.policy == _OFF else timeline.policy],
             inject=abilities.inject,
             limits=self._limits,
             stop=chat.stop,
             max_tokens=chat.max_tokens,
             prompt_chars=text_size(messages),
         )
-        key = _client_key(request)
-        if catalog is not None and chat.max_tokens is not None:
+        if with_tools and chat.max_tokens is not None:
             model = Roomy(model, self._room)
         # A live sequence must not end at a trap: it waits there for what is injected.
-        stop = (STOP,) if catalog is not None and abilities.stop_sequences and not abilities.inject else ()
+        stop = (STOP,) if with_tools and abilities.stop_sequences and not abilities.inject else ()
 
         def prepare(action: OpenStream) -> Request:
             return Request(
@@ -98,9 +98,23 @@ class Runs:
                 max_tokens=chat.max_tokens,
                 max_tokens_key=chat.max_tokens_key,
                 stop=stop,
-                api_key=key,
+                api_key=api_key,
             )
 
+        return Driver(
+            run,
+            model,
+            prepare,
+            self._executor,
+            timeline,
+            sink,
+            self._background,
+            max_s=self._server.run_timeout_s,
+        )
+
+    async def _answer(
+        self, request: web.Request, chat: ChatRequest, route: Route, policy: str, *, with_tools: bool
+    ) -> web.StreamResponse:
         id = f"run_{os.urandom(12).hex()}"  # not to be guessed: who knows it may interrupt the run
         headers = {RUN_ID_HEADER: id, REQUEST_ID_HEADER: id}
         answer_id = f"chatcmpl-{id[4:]}"
@@ -111,16 +125,7 @@ class Runs:
         else:
             sink = WholeSink(WholeAnswer(answer_id, chat.model), headers)
         timeline = new_timeline(id, chat.model, policy)
-        driver = Driver(
-            run,
-            model,
-            prepare,
-            self._executor,
-            timeline,
-            sink,
-            self._background,
-            max_s=self._server.run_timeout_s,
-        )
+        driver = self.driver(chat, route, timeline, sink, api_key=_client_key(request), with_tools=with_tools)
         self._registry.begin(timeline, driver)
         failed = True
         try:

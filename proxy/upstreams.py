@@ -149,7 +149,7 @@ def _new_model(upstream: Upstream, key: str | None) -> Model:
         return SimulatedModel(
             ttft_ms=150.0 if upstream.ttft_ms is None else upstream.ttft_ms,
             tpot_ms=5.0 if upstream.tpot_ms is None else upstream.tpot_ms,
-            inject=True,
+            inject=upstream.inject is not False,
         )
     common: dict[str, Any] = {
         "headers": upstream.headers,

@@ -22,7 +22,15 @@ SECTIONS = {
     "`[runs]`": (Runs, "ASYNCLM_RUNS_"),
     "Tools": (Tool, None),
 }
-WORDS = {"str": "string", "int": "integer", "float": "number", "dict": "table", "literal": "string", "enum": "string"}
+WORDS = {
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "dict": "table",
+    "literal": "string",
+    "enum": "string",
+}
 
 
 def word(kind: msgspec.inspect.Type) -> str:

@@ -233,7 +233,7 @@ class TestErrors:
                 "upstreams.main.api_key_env: must be the name of an environment variable, in capitals; "
                 "the key itself doesn't go into the config",
             ),
-            ("[upstreams.main]\nttft_ms = 3", 'upstreams.main.ttft_ms: only for kind = "simulated"'),
+            ("[upstreams.main]\ninject = true", 'upstreams.main.inject: only for kind = "simulated"'),
             (
                 "[upstreams.main]\nkind = 'simulated'\nbase_url = 'http://a'",
                 "upstreams.main.base_url: the simulated model runs in the process and has none",
