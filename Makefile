@@ -25,14 +25,14 @@ lint: $(VENV)/.installed        ## style and common mistakes
 # mypy cannot see setuptools' package-dir mapping, so it checks a throw-away tree of links with the installed names.
 types: $(VENV)/.installed       ## mypy --strict
 	@rm -rf build/types && mkdir -p build/types/asynclm
-	@ln -s ../../../cml ../../../adapters ../../../proxy build/types/asynclm/
+	@ln -s ../../../cml ../../../adapters ../../../proxy ../../../bench build/types/asynclm/
 	MYPYPATH=build/types $(BIN)/mypy -p asynclm
 
 bench-parser: $(VENV)/.installed  ## microseconds a chunk, plain text and call text
-	$(BIN)/python bench/parser.py
+	$(BIN)/python -m asynclm.bench.parser
 
 bench-wire: $(VENV)/.installed  ## what the proxy costs a chunk and a request, side by side with direct access
-	$(BIN)/python bench/wire.py
+	$(BIN)/python -m asynclm.bench.wire
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
@@ -40,7 +40,7 @@ $(VENV)/.installed: pyproject.toml
 	@rm -f $@
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --upgrade 'pip>=25.1'
-	@$(PIP) install --editable . --group dev --group demo
+	@$(PIP) install --editable '.[bench]' --group dev --group demo
 	@$(PIP) install --no-deps $(BFCL)
 	@touch $@
 

@@ -1,6 +1,6 @@
 """What a chunk costs the parser: microseconds, fed about a token (4 characters) at a time.
 
-    python bench/parser.py [--json]
+    python -m asynclm.bench.parser [--json]
 
 Plain text and call text, each in texts of growing length: the cost of a chunk must not grow with them. The best of
 several rounds is taken, since everything that disturbs a round makes it slower.

@@ -1,6 +1,6 @@
 """What the proxy costs on the wire, beside the limits that were set for it.
 
-    python bench/wire.py [--rounds N] [--scenario chunks,reqs,...] [--json OUT] [--check]
+    python -m asynclm.bench.wire [--rounds N] [--scenario chunks,reqs,...] [--json OUT] [--check]
 
 Starts a fake upstream and two proxies on loopback: one without tools, which passes requests through, and one with a
 tool, which runs every answer through the parser and the run machine (CML mode; the answers are plain text). Every
@@ -30,11 +30,12 @@ from typing import Final
 
 import msgspec
 import uvloop
-from loadtest import fake_upstream
-from loadtest.limits import CML, DIRECT, PASS, rows, table
-from loadtest.load import Measured, Scenario, Target, measure
-from loadtest.servers import ServerError, running
-from loadtest.verify import WrongAnswerError, verify
+
+from asynclm.bench.loadtest import fake_upstream
+from asynclm.bench.loadtest.limits import CML, DIRECT, PASS, rows, table
+from asynclm.bench.loadtest.load import Measured, Scenario, Target, measure
+from asynclm.bench.loadtest.servers import ServerError, running
+from asynclm.bench.loadtest.verify import WrongAnswerError, verify
 
 SCENARIOS: Final = (
     Scenario("chunks", 16, "fake-200-0", direct=True, seconds=1.5),

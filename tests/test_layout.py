@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 
-LAYERS = ("cml", "adapters", "proxy")  # each may import those before it
+LAYERS = ("cml", "adapters", "proxy", "bench")  # each may import those before it
 MAX_LINES = 500
 
 
@@ -65,7 +65,7 @@ def test_every_layer_is_typed(layer: str) -> None:
     assert (ROOT / layer / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("path", modules(*LAYERS, "bench"), ids=name)
+@pytest.mark.parametrize("path", modules(*LAYERS), ids=name)
 def test_no_file_is_long(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").count("\n")
     assert lines <= MAX_LINES, f"{lines} lines: what in it deserves a file of its own?"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from loadtest.load import Measured
+from asynclm.bench.loadtest.load import Measured
 
 DIRECT: Final = "direct"
 PASS: Final = "pass-through"

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from loadtest.connection import Connection, now
-from loadtest.processes import Memory, cpu_s, machine_cpu_s, memory, tree
+from asynclm.bench.loadtest.connection import Connection, now
+from asynclm.bench.loadtest.processes import Memory, cpu_s, machine_cpu_s, memory, tree
 
 _CONNECT_S: Final = 10.0
 _DRAIN_S: Final = 10.0  # what the streams under way get to end after a timed run

@@ -7,7 +7,7 @@ from typing import Final
 
 import openai
 
-from loadtest.fake_upstream import expected_text
+from asynclm.bench.loadtest.fake_upstream import expected_text
 
 _ANSWER_S: Final = 30.0
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import openai
 import pytest
-import wire
-from loadtest import fake_upstream
-from loadtest.connection import Connection
-from loadtest.limits import CML, DIRECT, LIMITS, PASS, rows, table
-from loadtest.load import Measured, Scenario, Target, measure
-from loadtest.servers import ServerError, running
-from loadtest.verify import WrongAnswerError, verify
+
+from asynclm.bench import wire
+from asynclm.bench.loadtest import fake_upstream
+from asynclm.bench.loadtest.connection import Connection
+from asynclm.bench.loadtest.limits import CML, DIRECT, LIMITS, PASS, rows, table
+from asynclm.bench.loadtest.load import Measured, Scenario, Target, measure
+from asynclm.bench.loadtest.servers import ServerError, running
+from asynclm.bench.loadtest.verify import WrongAnswerError, verify
 
 QUESTION = [{"role": "user", "content": "hi"}]
 EVENTS = (

@@ -1,0 +1,1 @@
+"""Measurements: the paper's evaluation on the real proxy (`asynclm bench`), and what the proxy itself costs."""
