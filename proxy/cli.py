@@ -1,5 +1,5 @@
-"""The command line: `asynclm serve | simulate | demo | runs`. Each command lives in a module of its own, loaded when
-used.
+"""The command line: `asynclm serve | simulate | demo | bench | runs`. Each command lives in a module of its own, loaded
+when used.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ COMMANDS: Final = {
     "serve": ("asynclm.proxy.serve", "run the proxy"),
     "simulate": ("asynclm.adapters.models.simulated.server", "run an upstream that behaves like an ideal model"),
     "demo": ("asynclm.proxy.demo.run", "BFCL tasks through client, proxy and simulated upstream, with a picture"),
+    "bench": (
+        "asynclm.bench.command",
+        "the paper's evaluation: every method on BFCL tasks, on a virtual clock or real",
+    ),
     "runs": ("asynclm.proxy.runs_command", "list the runs of a proxy, or draw one"),
 }
 

@@ -70,6 +70,19 @@ class Toolbox:
         """Every tool, in the order in which it was given."""
         return [entry.spec for entry in self._entries.values()]
 
+    def with_tools(self, tools: Iterable[Tool]) -> Toolbox:
+        """A toolbox of other tools whose specs are among these, so that they need not be checked again.
+
+        Raises ValueError for a spec that isn't the very object that stands here under its name.
+        """
+        other = Toolbox()
+        for tool in tools:
+            entry = self._entries.get(tool.spec.name)
+            if entry is None or entry.spec is not tool.spec:
+                raise ValueError(f"tool {tool.spec.name!r}: its spec is none of this toolbox")
+            other._entries[tool.spec.name] = msgspec.structs.replace(entry, tool=tool)
+        return other
+
     def check(self, invocation: Invocation) -> tuple[ToolSpec, dict[str, Any]]:
         """Find the tool, bind the arguments to its parameters and validate them. Raises `CallError`. Runs nothing."""
         entry = self._entries.get(invocation.name)

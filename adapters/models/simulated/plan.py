@@ -2,8 +2,8 @@
 
 `read` goes through a request's messages and learns which calls were written and which interrupts arrived.
 `Progress.next` then decides, Longest-Processing-Time-first: of the calls that are ready, the one with the longest
-estimate; a trap when nothing is ready but something is pending; the answer, which quotes every result, when all have
-arrived.
+estimate; a trap when nothing is ready but something is pending; the answer, which quotes every result if the task
+says so, when all have arrived.
 
 Text (a task's `say`, its answer) that was cut off is continued where it stopped. White space is not counted there,
 because a transcript may gain or lose some at the seams.
@@ -157,7 +157,8 @@ class Progress:
 
     def _compose(self, task: Task) -> str:
         lines = [task.answer] if task.answer else []
-        lines += [f"{node.id} = {self._arrived[node.id]}" for node in task.calls]
+        if task.quote:
+            lines += [f"{node.id} = {self._arrived[node.id]}" for node in task.calls]
         return "\n".join(lines)
 
 

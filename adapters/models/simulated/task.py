@@ -34,11 +34,15 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What to do: `say` (text before the calls, may be empty), the calls, and the line that opens the answer."""
+    """What to do: `say` (text before the calls, may be empty), the calls, and the line that opens the answer.
+
+    The answer goes on to `quote` the result of every call, unless told otherwise.
+    """
 
     calls: tuple[Node, ...] = ()
     say: str = ""
     answer: str = "Done."
+    quote: bool = True
 
 
 class TaskError(ValueError):

@@ -223,3 +223,23 @@ class TestConstruction:
     def test_schemas(self, schema, why):
         with pytest.raises(ValueError, match=f"^tool 'f': its schema .*{why}"):
             Toolbox([Described(name="f", parameters=schema)])
+
+
+def test_other_tools_behind_the_same_specs() -> None:
+    old = Toolbox([PythonTool(forecast), PythonTool(area)])
+    spec = old.specs()[1]
+    tool = Described(name="stands in")
+    tool.spec = spec
+    new = old.with_tools([tool])
+    assert new.specs() == [spec]
+    assert new["area"] is tool
+    assert new.check(Invocation("area", (1, 2))) == (spec, {"width": 1, "height": 2})
+    with pytest.raises(CallError, match="missing 1 required argument"):
+        new.check(Invocation("area", (1,)))
+    assert old["area"] is not tool
+
+
+@pytest.mark.parametrize("name", ["area", "volume"])
+def test_other_tools_with_other_specs(name: str) -> None:
+    with pytest.raises(ValueError, match=f"tool '{name}': its spec is none of this toolbox"):
+        Toolbox([PythonTool(area)]).with_tools([Described(name=name)])

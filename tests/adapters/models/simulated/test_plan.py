@@ -167,3 +167,9 @@ def test_a_step_that_was_finished_is_not_given_again_even_if_it_cannot_be_read_b
         seen.append(found)
         progress.finished(found)
     assert [found.kind for found in seen] == ["text", "call"]
+
+
+def test_an_answer_that_quotes_nothing() -> None:
+    task = Task((Node("a", "f()"),), answer="Done with it.", quote=False)
+    user = {"role": "user", "content": encode_task(task)}
+    assert step(user, wrote("[CALL] a [HEAD] f() [END]", TRAP), told(a=1)) == "Done with it."
