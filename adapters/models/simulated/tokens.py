@@ -7,13 +7,17 @@ from typing import Final
 
 # About 4 in the mean. 27 characters a round, which no block repeats, so that control tokens are cut in many ways.
 _LENGTHS: Final = (3, 5, 4, 2, 6, 3, 4)
+PERIOD: Final = len(_LENGTHS)
 
 
 class Splitter:
-    """Cuts text into tokens, the same way every time. One for each stream: its rhythm runs on from text to text."""
+    """Cuts text into tokens, the same way every time. One for each stream: its rhythm runs on from text to text.
 
-    def __init__(self) -> None:
-        self._count = 0
+    `count` is how many tokens the stream has already; what that leaves modulo `PERIOD` is what matters.
+    """
+
+    def __init__(self, count: int = 0) -> None:
+        self._count = count
 
     def split(self, text: str) -> Iterator[str]:
         """The tokens of `text`; joined, they are `text`.
