@@ -7,6 +7,7 @@ much a chunk as all the rest here.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, cast
@@ -15,8 +16,9 @@ import httpx2
 import msgspec
 import openai
 
+from asynclm.adapters.models.cache_key import cache_key_for, knows_cache_key
 from asynclm.adapters.models.chat_completions import ChatDecoder, ChatDocumentDecoder
-from asynclm.adapters.models.protocol import Abilities, Request, Stream
+from asynclm.adapters.models.protocol import Abilities, ModelError, Request, Stream
 from asynclm.adapters.models.retry import refused, unreachable
 from asynclm.adapters.models.stream import Decoder
 from asynclm.adapters.models.upstream import Upstream
@@ -29,6 +31,9 @@ PrefillStyle = Literal["none", "prefix", "continue_final_message"]
 # and with a refused one nothing works. Not for gpt-oss, which is served by others.
 _NO_STOP: Final = re.compile(r"(?:.*/)?(?:ft:)?(?:o\d|codex|gpt-(?:[5-9]|[12]\d)(?!\d))")
 _encode: Final = msgspec.json.Encoder().encode
+_CACHE_KEY: Final = "prompt_cache_key"
+
+_log = logging.getLogger(__name__)
 
 
 class OpenAIModel:
@@ -42,7 +47,10 @@ class OpenAIModel:
     `default_abilities` replaces what is assumed by a model's name. `prefill_style` says how the server is told to
     continue an assistant message: with `"prefix": true` (Mistral, DeepSeek) or with `continue_final_message` (vLLM,
     SGLang); with `none` it is not asked to, unless `default_abilities` say that it continues a last assistant message
-    by itself. `include_usage=False` leaves out `stream_options`, which some old servers refuse.
+    by itself. `include_usage=False` leaves out `stream_options`, which some old servers refuse. `prompt_cache_key` says
+    whether requests carry one, so that those of a conversation find its prompts cached (see `cache_key`); None: if the
+    API at that host is known to take it. The client's own key goes through in any case. For a model that refuses the
+    parameter all the same, the request is sent again without, and so are all that follow.
 
     Times in seconds: `connect_timeout_s` for name lookup, TCP and TLS; `first_byte_timeout_s` until the answer begins
     (default: the idle timeout); `idle_timeout_s` between two reads of it. `retries` is how often a request is sent at
@@ -58,6 +66,7 @@ class OpenAIModel:
         default_abilities: Abilities | None = None,
         prefill_style: PrefillStyle = "none",
         include_usage: bool = True,
+        prompt_cache_key: bool | None = None,
         organization: str | None = None,
         project: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -88,6 +97,9 @@ class OpenAIModel:
         self._prefill_style = prefill_style
         self._include_usage = include_usage
         self._max_event_bytes = max_event_bytes
+        self._host = self._upstream.url.host
+        self._cache_key = knows_cache_key(self._host) if prompt_cache_key is None else prompt_cache_key
+        self._keyless: set[str] = set()  # models that refuse it
         self._client = _Client(
             base_url=self._upstream.url,
             api_key="never sent",  # each request brings its own key, or says that there is none
@@ -107,7 +119,24 @@ class OpenAIModel:
 
     async def open(self, request: Request) -> Stream:
         """Send the request; return once the upstream has accepted it. Raises `ModelError`."""
-        content = self._body(request)
+        cache_key = self._cache_key_of(request)
+        try:
+            return await self._send(request, cache_key)
+        except ModelError as error:
+            if cache_key is None or not _is_about_cache_key(error):
+                raise
+        self._keyless.add(request.model)
+        _log.warning(
+            "%s refuses %s for the model %r, where it is left out from now on", self._host, _CACHE_KEY, request.model
+        )
+        return await self._send(request, None)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._client.close()
+
+    async def _send(self, request: Request, cache_key: str | None) -> Stream:
+        content = self._body(request, cache_key)
         key = self._upstream.key_for(request)
         headers: dict[str, str | openai.Omit] = {}
         if not self._upstream.has_header("authorization"):
@@ -132,15 +161,19 @@ class OpenAIModel:
 
         return await self._upstream.open(request, send, self._decoder)
 
-    async def aclose(self) -> None:
-        """Close every connection."""
-        await self._client.close()
-
     def _decoder(self, whole: bool) -> Decoder:
         return ChatDocumentDecoder(self._max_event_bytes) if whole else ChatDecoder(self._max_event_bytes)
 
-    def _body(self, request: Request) -> bytes:
+    def _cache_key_of(self, request: Request) -> str | None:
+        """The key to add to the request; None for none."""
+        if not self._cache_key or request.model in self._keyless or request.parameters.get(_CACHE_KEY) is not None:
+            return None
+        return cache_key_for(request.messages, request.parameters)
+
+    def _body(self, request: Request, cache_key: str | None) -> bytes:
         body: dict[str, Any] = {"model": request.model, **request.parameters, "stream": True}
+        if cache_key is not None:
+            body[_CACHE_KEY] = cache_key
         messages = list(request.messages)
         if request.transcript:
             if self.abilities(request.model).prefill:
@@ -165,6 +198,10 @@ class OpenAIModel:
         if request.max_tokens is not None:
             body[request.max_tokens_key] = request.max_tokens
         return _encode(body)
+
+
+def _is_about_cache_key(error: ModelError) -> bool:
+    return error.status in (400, 422) and _CACHE_KEY in f"{error.param} {error.message}"
 
 
 class _Client(openai.AsyncOpenAI):
