@@ -38,5 +38,20 @@ def as_turns(segments: Sequence[Segment]) -> list[dict[str, str]]:
 
 def as_prefill(segments: Sequence[Segment]) -> str:
     """Render for *prefill*: one assistant text to be continued. No white space at its end (Anthropic refuses that)."""
-    parts = [segment.text if segment.author == "model" else f"\n{segment.text}\n" for segment in segments]
-    return "".join(parts).rstrip()
+    return "".join(as_prefill_parts(segments))
+
+
+def as_prefill_parts(segments: Sequence[Segment]) -> list[str]:
+    """The same text in parts, as they are cached: those of an earlier prompt are the first of a later one.
+
+    About one a segment. None ends in white space, which goes in front of the next one; none is blank.
+    """
+    parts: list[str] = []
+    held = ""
+    for segment in segments:
+        text = held + (segment.text if segment.author == "model" else f"\n{segment.text}\n")
+        part = text.rstrip()
+        held = text[len(part) :]
+        if part:
+            parts.append(part)
+    return parts

@@ -8,6 +8,8 @@
 - Blank text is left out (Anthropic refuses it). A conversation that does not begin with the user gets a turn that
   says "." before it, and one that does not end with the user one that says "Continue.", unless the model takes a
   prefill.
+- What was sent once stays as it is in all further prompts of the run, block by block: the provider's cache knows a
+  prompt by that.
 
 Parameters: `temperature` (at most 1), `top_p` (only without a temperature: recent models refuse both at once),
 `top_k`, `stop`, `max_tokens`, `user` or `safety_identifier` (metadata.user_id), `service_tier` (default is
@@ -26,13 +28,15 @@ from typing import Any, Final
 
 from asynclm.adapters.models.protocol import ModelError, Request
 from asynclm.cml.tokens import escape_json
-from asynclm.cml.transcript import as_prefill, as_turns
+from asynclm.cml.transcript import as_prefill_parts, as_turns
 
 Block = dict[str, Any]
 
 _VERSION: Final = re.compile(r"claude-(?:[a-z]+-)?(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)")
 _NEWEST: Final = (99, 0)
 _CACHED: Final = {"cache_control": {"type": "ephemeral"}}
+# How many blocks back from a breakpoint, itself included, the provider looks for what it has cached.
+_LOOKBACK: Final = 20
 
 
 def generation(model: str) -> tuple[int, int] | None:
@@ -58,30 +62,20 @@ def takes_sampling(model: str) -> bool:
 def body_of(request: Request, *, prefill: bool, sampling: bool, cache: bool, max_tokens: int) -> dict[str, Any]:
     """The request's body. `max_tokens` is used where the client gave none, since the API asks for it.
 
-    `cache` puts a cache breakpoint behind the system prompt and one behind the last user turn, so that each resume of
-    a run reads the prompt before it from the provider's cache. Raises `ModelError` (400) for what can't be said to
-    this API.
+    `cache` marks what the provider may cache (`_mark`). Raises `ModelError` (400) for what can't be said to this API.
     """
     system, turns = _turns(request.messages)
     thinking = request.parameters.get("thinking")
     prefill = prefill and not (isinstance(thinking, dict) and thinking.get("type") != "disabled")
+    _hand_over(turns, prefill)
     if prefill:
-        _add(turns, "assistant", _text(as_prefill(request.transcript)))
+        _add(turns, "assistant", [{"type": "text", "text": part} for part in as_prefill_parts(request.transcript)])
     else:
         for turn in as_turns(request.transcript):
             _add(turns, turn["role"], _text(turn["content"]))
-    if not turns or turns[0]["role"] != "user":
-        turns.insert(0, {"role": "user", "content": _text(".")})
-    if turns[-1]["role"] == "assistant":
-        if prefill:
-            _strip_end(turns)
-        else:
-            _add(turns, "user", _text("Continue."))
+        _hand_over(turns, prefill)
     if cache:
-        if system:
-            system[-1].update(_CACHED)
-        last = next(turn for turn in reversed(turns) if turn["role"] == "user")
-        last["content"][-1].update(_CACHED)
+        _mark(system, turns)
     body: dict[str, Any] = {
         "model": request.model,
         "max_tokens": max_tokens if request.max_tokens is None else request.max_tokens,
@@ -135,11 +129,41 @@ def _add(turns: list[dict[str, Any]], role: str, blocks: list[Block]) -> None:
         turns.append({"role": role, "content": blocks})
 
 
-def _strip_end(turns: list[dict[str, Any]]) -> None:
-    # Anthropic refuses a prefill that ends in white space.
+def _hand_over(turns: list[dict[str, Any]], prefill: bool) -> None:
+    """Let the turns be such that it is the model's turn to write."""
+    if not turns or turns[0]["role"] != "user":
+        turns.insert(0, {"role": "user", "content": _text(".")})
+    if turns[-1]["role"] == "user":
+        return
+    if not prefill:
+        _add(turns, "user", _text("Continue."))
+        return
     block = turns[-1]["content"][-1]
     if block["type"] == "text":
-        block["text"] = block["text"].rstrip()
+        block["text"] = block["text"].rstrip()  # Anthropic refuses a prefill that ends in white space
+
+
+def _mark(system: list[Block], turns: list[dict[str, Any]]) -> None:
+    """Put in the cache breakpoints, of which there may be 4.
+
+    A prompt is written to the cache as far as each breakpoint, and read as far as the longest prefix that was written
+    before, where that ends within 20 blocks of a breakpoint
+    (https://platform.claude.com/docs/en/build-with-claude/prompt-caching):
+
+    - behind the system prompt, which all conversations with the same tools share;
+    - behind the last block, so that the next resume reads all that this request sends;
+    - before the last block, which is what this stream alone is told, so that branches that open on the same transcript
+      read all of it, what the model wrote last included, once the first of them is being answered;
+    - 20 blocks before that, to look back further: where many branches were folded, two blocks each, a prompt is longer
+      than any before it by more than 20.
+    """
+    blocks = [block for turn in turns for block in turn["content"]]
+    last = len(blocks) - 1
+    for at in (last, last - 1, last - 1 - _LOOKBACK):
+        if at >= 0:
+            blocks[at].update(_CACHED)
+    if system:
+        system[-1].update(_CACHED)
 
 
 def _text(text: str) -> list[Block]:

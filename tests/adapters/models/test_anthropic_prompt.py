@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pydantic
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from asynclm.adapters.models import ModelError, Request
 from asynclm.adapters.models.anthropic_prompt import body_of, generation, takes_prefill, takes_sampling
-from asynclm.cml.transcript import Segment
+from asynclm.cml.transcript import Segment, as_prefill
 
 _sdk = pydantic.TypeAdapter(MessageCreateParamsStreaming)
 
@@ -145,37 +146,64 @@ def test_interrupts_are_user_turns():
 def test_prefill_continues_the_assistant_turn():
     assert turns([user("a")], prefill=True, transcript=[CALL, INTR]) == [
         ("user", ["a"]),
-        ("assistant", [f"{CALL.text}\n{INTR.text}"]),
+        ("assistant", [CALL.text, f"\n{INTR.text}"]),
     ]
     assert turns([user("a")], prefill=True) == [("user", ["a"])]
     assert turns([user("a"), assistant("b \n")], prefill=True) == [("user", ["a"]), ("assistant", ["b"])]
+    assert turns([user("a"), assistant("b \n")], prefill=True, transcript=[Segment("model", " c \n")]) == [
+        ("user", ["a"]),
+        ("assistant", ["b", " c"]),
+    ]
     # Not while the model thinks: then the API refuses it.
     thinking = {"thinking": {"type": "enabled", "budget_tokens": 2000}}
     assert turns([user("a")], prefill=True, transcript=[CALL, INTR], parameters=thinking)[-1] == ("user", [INTR.text])
 
 
-@given(st.lists(st.builds(Segment, st.sampled_from(["model", "runtime"]), st.text("ab \n", min_size=1))))
-def test_the_prompt_of_a_resume_begins_with_the_one_before(segments):
+SEGMENTS = st.lists(st.builds(Segment, st.sampled_from(["model", "runtime"]), st.text("ab \n", min_size=1)))
+
+
+@given(SEGMENTS)
+def test_a_prefill_is_one_text_in_blocks(segments):
+    blocks = [text for role, text in flat(segments, prefill=True) if role == "assistant"]
+    assert "".join(blocks) == as_prefill(segments)
+    assert all(block.strip() and block == block.rstrip() for block in blocks)
+
+
+@pytest.mark.parametrize("prefill", [True, False], ids=["prefill", "interleave"])
+@pytest.mark.parametrize("last", [user("a"), assistant("b \n")], ids=["user", "assistant"])
+@given(segments=SEGMENTS)
+def test_the_prompt_of_a_resume_begins_with_the_one_before(segments, last, prefill):
     segments = [s for s in segments if s.author == "model" or s.text.strip()]
-    shorter, longer = (flat(segments[:-1]), flat(segments)) if segments else ([], [])
-    assert longer[: len(shorter)] == shorter
+    segments.append(Segment("runtime", "[INTR]"))  # a resume always tells something
+    told = [n for n, segment in enumerate(segments) if segment.author == "runtime"]
+    prompts = [flat(segments[: n + 1], last, prefill=prefill) for n in (-1, *told)]
+    for shorter, longer in itertools.pairwise(prompts):
+        assert longer[: len(shorter)] == shorter
 
 
-def flat(segments):
-    body = convert([{"role": "system", "content": "s"}, user("a")], transcript=segments)
-    blocks = [(turn["role"], block["text"]) for turn in body["messages"] for block in turn["content"]]
-    return blocks[:-1] if blocks[-1] == ("user", "Continue.") else blocks
+def flat(segments, last=None, **more):
+    """The blocks of a prompt, each as its role and its text."""
+    messages = [{"role": "system", "content": "s"}, user("q"), last or user("a")]
+    body = convert(messages, transcript=segments, **more)
+    return [(turn["role"], block["text"]) for turn in body["messages"] for block in turn["content"]]
+
+
+def marked(*messages, **more):
+    """Whether each block is marked as a cache breakpoint: those of the system prompt, those of the turns."""
+    body = convert([{"role": "system", "content": "s"}, *messages], cache=True, **more)
+    blocks = [block for turn in body["messages"] for block in turn["content"]]
+    for block in (*body["system"], *blocks):
+        assert block.get("cache_control", {"type": "ephemeral"}) == {"type": "ephemeral"}
+    return ["cache_control" in block for block in body["system"]], ["cache_control" in block for block in blocks]
 
 
 def test_cache_breakpoints():
-    marked = {"type": "ephemeral"}
-    body = convert([{"role": "system", "content": "s"}, user("a"), user("b")], cache=True, transcript=[CALL, INTR])
-    assert body["system"][-1]["cache_control"] == marked
-    blocks = [block for turn in body["messages"] for block in turn["content"]]
-    assert ["cache_control" in block for block in blocks] == [False, False, False, True]
-    # A prefill grows from one resume to the next: the breakpoint stays before it.
-    body = convert([user("a")], cache=True, prefill=True, transcript=[CALL, INTR])
-    assert [["cache_control" in block for block in turn["content"]] for turn in body["messages"]] == [[True], [False]]
+    assert marked(user("a")) == ([True], [True])
+    assert marked(user("a"), user("b"), transcript=[CALL, INTR]) == ([True], [False, False, True, True])
+    assert marked(user("a"), prefill=True, transcript=[CALL, INTR]) == ([True], [False, True, True])
+    system, blocks = marked(user("a"), transcript=[CALL, INTR] * 30)
+    assert system == [True]
+    assert [len(blocks) - at for at, mark in enumerate(blocks) if mark] == [22, 2, 1]
 
 
 SCHEMA = {"type": "object", "properties": {}, "additionalProperties": False}
