@@ -18,6 +18,8 @@ from asynclm.adapters.models.transport import Body
 
 # How long an answer that is complete may take to end its HTTP body too, so that its connection can be used again (s).
 _LINGER_S: Final = 2.0
+# How long a new request waits for such a connection: about what TCP and TLS take to make another (s).
+_PATIENCE_S: Final = 0.05
 
 
 class Decoder(Protocol):
@@ -41,6 +43,44 @@ class Decoder(Protocol):
         ...
 
 
+class Endings:
+    """Answers that are complete while the end of their HTTP body is still on its way: the connections about to be free.
+
+    One for each upstream. A run that goes on where a stream has just ended would be a moment too early for that
+    stream's connection, and make another one.
+    """
+
+    def __init__(self) -> None:
+        self._ending: set[asyncio.Future[None]] = set()
+        self._prompt = True  # the last one came soon
+
+    def expect(self, body: Body) -> None:
+        """Wait in the background for the end of `body`; drop the connection if it doesn't come."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        ended: asyncio.Future[None] = loop.create_future()
+        self._ending.add(ended)
+
+        def end() -> None:
+            linger.cancel()
+            self._ending.discard(ended)
+            self._prompt = loop.time() - since < _PATIENCE_S
+            if not ended.done():
+                ended.set_result(None)
+
+        def drop() -> None:
+            body.abort()
+            end()
+
+        linger = loop.call_later(_LINGER_S, drop)
+        body.on_end(end)
+
+    async def first(self) -> None:
+        """Return when a connection has become free, or none is about to, or it takes too long."""
+        if self._ending and self._prompt:
+            await asyncio.wait(self._ending, timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+
+
 class HTTPStream:
     """One open answer (`protocol.Stream`). One batch for each read of the socket that holds events.
 
@@ -49,9 +89,12 @@ class HTTPStream:
     is cancelled leaves the stream as it was. Whoever opened the stream closes it.
     """
 
-    def __init__(self, body: Body, decoder: Decoder, secrets: Secrets, *, idle_timeout_s: float) -> None:
+    def __init__(
+        self, body: Body, decoder: Decoder, secrets: Secrets, endings: Endings, *, idle_timeout_s: float
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._body = body
+        self._endings = endings
         self._decoder = decoder
         self._secrets = secrets
         self._idle_timeout_s = idle_timeout_s
@@ -128,7 +171,7 @@ class HTTPStream:
         if not self._body.ended:
             # The end of the HTTP body comes with the last event or right behind it, and puts the connection back into
             # the pool by itself. That is not worth holding the answer up for.
-            self._body.on_end(self._loop.call_later(_LINGER_S, self._body.abort).cancel)
+            self._endings.expect(self._body)
 
     def _fail(self, failure: ModelError) -> None:
         self._failure = self._secrets.keep(failure)

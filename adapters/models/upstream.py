@@ -16,7 +16,7 @@ from asynclm.adapters.models import errors
 from asynclm.adapters.models.protocol import ModelError, Request
 from asynclm.adapters.models.retry import AttemptFailed, RetryPolicy, unreachable, with_retries
 from asynclm.adapters.models.secrets import AUTHORIZING, Secrets
-from asynclm.adapters.models.stream import Decoder, HTTPStream
+from asynclm.adapters.models.stream import Decoder, Endings, HTTPStream
 from asynclm.adapters.models.transport import Transport, body_of
 
 _USER_AGENT: Final = "asynclm"
@@ -56,6 +56,7 @@ class Upstream:
         self._names = {name.lower() for name in self.headers}
         self._first_byte_timeout_s = first_byte_timeout_s or idle_timeout_s
         self._idle_timeout_s = idle_timeout_s
+        self._endings = Endings()
         self._retries = RetryPolicy(attempts=retries, max_backoff_s=max_backoff_s)
 
     def has_header(self, name: str) -> bool:
@@ -92,13 +93,15 @@ class Upstream:
         whether the answer came whole, as one JSON document, though a stream was asked for.
         """
         secrets = self._secrets.with_key(request.api_key)
+        await self._endings.first()
         response = await with_retries(self._retries, lambda: self._attempt(send, secrets))
         body = body_of(response)
         media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type == "text/html":
             body.abort()
             raise errors.malformed("a web page instead of an answer: check the upstream's base_url")
-        return HTTPStream(body, decoder(media_type == "application/json"), secrets, idle_timeout_s=self._idle_timeout_s)
+        whole = media_type == "application/json"
+        return HTTPStream(body, decoder(whole), secrets, self._endings, idle_timeout_s=self._idle_timeout_s)
 
     async def _attempt(self, send: Callable[[], Awaitable[httpx2.Response]], secrets: Secrets) -> httpx2.Response:
         try:

@@ -527,14 +527,8 @@ async def test_an_empty_answer(upstream):
 
 
 async def test_connections_are_reused(upstream):
-    async def late_end(exchange):
-        exchange.head()
-        exchange.chunk(HELLO)
-        await asyncio.sleep(0)
-        exchange.end()
-
     refusal = refuse("400 X", {"error": {"message": "No"}})
-    async with opened(upstream, answer_hello, refusal, answer_hello, late_end, answer_hello) as model:
+    async with opened(upstream, answer_hello, refusal, answer_hello, answer_hello) as model:
         assert await collect(await model.open(request())) == EVENTS
         with pytest.raises(ModelError):
             await model.open(request())
@@ -542,12 +536,36 @@ async def test_connections_are_reused(upstream):
         stream = await model.open(request())
         assert await collect(stream) == EVENTS
         await stream.aclose()
-        # The end of the body may come behind [DONE], when a new connection has been made already; not one more, though.
+        assert upstream.connections == 1
+
+
+async def test_a_body_that_ends_behind_the_answer_is_waited_for_a_moment(upstream):
+    late = asyncio.Event()
+
+    async def late_end(exchange):
+        exchange.head()
+        exchange.chunk(HELLO)
+        await late.wait()
+        exchange.end()
+
+    async with opened(upstream, late_end, late_end, answer_hello) as model:
+        # It comes while the next request is about to go out: that one takes its connection.
         assert await collect(await model.open(request())) == EVENTS
-        before = upstream.connections
-        assert before <= 2
+        opening = asyncio.create_task(model.open(request()))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        late.set()
+        late.clear()
+        assert await collect(await opening) == EVENTS
+        assert upstream.connections == 1
+        # It doesn't come.
         assert await collect(await model.open(request())) == EVENTS
-        assert upstream.connections == before
+        assert (upstream.connections, in_use(model)) == (2, 1)
+        late.set()
+        while in_use(model):
+            await asyncio.sleep(0)
+        assert await collect(await model.open(request())) == EVENTS
+        assert upstream.connections == 2
 
 
 async def test_more_streams_at_once_than_aiohttp_allows_by_default(upstream):
