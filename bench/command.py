@@ -4,78 +4,58 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import math
-import os
+import itertools
+import shlex
 import sys
-from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from asynclm.bench import report
-from asynclm.bench.evaluation import Plan, UnknownCaseError, evaluate, runs
-from asynclm.bench.methods import METHODS
+from asynclm.bench.evaluation import Plan, UnknownCaseError, evaluate
+from asynclm.bench.flags import BOTH, KINDS, add_kind
+from asynclm.bench.methods import ALL, PARALLEL
 from asynclm.bench.results import VERSION, Report, Result, Setting, to_json
 from asynclm.proxy.demo.bfcl import MissingDatasetError
+from asynclm.proxy.demo.running import DemoError
+from asynclm.proxy.picture import Picture
 
 _INSTALL: Final = "pip install 'asynclm[bench]'"
+# What does not matter to the figures, and so not to the command that repeats them.
+_ASIDE: Final = frozenset({"command", "kind", "jobs", "json", "timelines", "plot"})
+
+
+class _CannotBeginError(Exception):
+    """The evaluation can't begin; the message is one line."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `asynclm bench`."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
-    multistep = kinds.add_parser("multistep", help="chains of calls, three side by side")
-    _add_common(multistep)
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cases", type=_positive, default=200, metavar="N", help="how many (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="which cases and tool times to draw (default %(default)s)")
-    parser.add_argument("--ttft-ms", type=_milliseconds, default=310.0, metavar="MS", help="time to first token (310)")
-    parser.add_argument("--tpot-ms", type=_milliseconds, default=5.0, metavar="MS", help="time per output token (5)")
-    parser.add_argument("--tool-ms", type=_milliseconds, default=110.0, metavar="MS", help="tools' mean time (110)")
-    parser.add_argument(
-        "--methods",
-        type=_methods,
-        default=tuple(METHODS),
-        metavar="A,B,...",
-        help=f"out of {', '.join(METHODS)} (default: all)",
-    )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write every result to this file")
-    parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes to use")
+    for name, text in KINDS.items():
+        add_kind(kinds.add_parser(name, help=text, description=f"asynclm bench {name}: {text}."), name)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `asynclm bench`; returns the exit status (1: something went wrong, 2: it can't begin)."""
     console = Console()
-    if importlib.util.find_spec("looptime") is None:
-        return _fail(f"looptime is not installed: {_INSTALL}", 2)
-    plan = Plan(
-        dataset="multi-step-parallel",
-        count=args.cases,
-        seed=args.seed,
-        settings=(Setting(ttft_ms=args.ttft_ms, tpot_ms=args.tpot_ms, tool_ms=args.tool_ms),),
-        methods=args.methods,
-    )
     try:
-        results = _evaluate(plan, args.jobs, console)
-    except (MissingDatasetError, UnknownCaseError, ValueError) as error:
+        _check(args)
+        found = [(plan, _evaluate(plan, args, console)) for plan in _plans(args)]
+    except (MissingDatasetError, UnknownCaseError, ValueError, _CannotBeginError) as error:
         return _fail(error, 2)
-    console.print(report.table(results))
-    if args.json is not None:
-        written = Report(
-            asynclm_bench=VERSION,
-            command="asynclm bench",
-            kind=args.kind,
-            clock="virtual",
-            seed=args.seed,
-            results=results,
-        )
-        try:
-            args.json.write_bytes(to_json(written))
-        except OSError as error:
-            return _fail(f"can't write {args.json}: {error.strerror or error}", 1)
+    except DemoError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+    for plan, results in found:
+        _show(plan, results, console)
+    results = [result for _, results in found for result in results]
+    try:
+        _write(args, results)
+    except OSError as error:
+        return _fail(f"can't write {error.filename}: {error.strerror or error}", 1)
     wrong = [result for result in results if result.problems]
     for result in wrong:
         for problem in result.problems:
@@ -83,36 +63,103 @@ def run(args: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def _evaluate(plan: Plan, jobs: int, console: Console) -> list[Result]:
+def _check(args: argparse.Namespace) -> None:
+    """Whatever can be known to fail fails before anything is run."""
+    for package in ("looptime", *(["matplotlib"] if args.plot else [])):
+        if importlib.util.find_spec(package) is None:
+            raise _CannotBeginError(f"{package} is not installed: {_INSTALL}")
+    if args.kind == "sweep" and PARALLEL not in args.methods:
+        raise _CannotBeginError(f"sweep compares with {PARALLEL}: it must be among the methods")
+    if args.plot is not None:
+        from asynclm.bench import plots
+
+        plots.check(args.plot)
+    for path in (args.json, args.plot):
+        if path is not None and not path.parent.is_dir():
+            raise _CannotBeginError(f"can't write {path}: there is no folder {path.parent}")
+
+
+def _plans(args: argparse.Namespace) -> list[Plan]:
+    """A plan for each dataset."""
+    settings = [
+        Setting(ttft_ms=ttft, tpot_ms=tpot, tool_ms=tool)
+        for ttft, tpot, tool in itertools.product(*map(_several, (args.ttft_ms, args.tpot_ms, args.tool_ms)))
+    ]
+    return [
+        Plan(
+            dataset=dataset,
+            count=args.cases,
+            seed=args.seed,
+            settings=tuple(settings),
+            methods=args.methods,
+            case=args.case,
+            gap_ms=getattr(args, "gap_ms", None),
+            timelines=args.timelines or args.case is not None,
+        )
+        for dataset in (("parallel", "live-parallel") if args.dataset == BOTH else (args.dataset,))
+    ]
+
+
+def _several(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _evaluate(plan: Plan, args: argparse.Namespace, console: Console) -> list[Result]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("runs", total=runs(plan))
-        return evaluate(plan, jobs, lambda count: progress.advance(bar, count))
+        bar = progress.add_task(plan.dataset, total=plan.runs())
+        return evaluate(plan, args.jobs, lambda count: progress.advance(bar, count))
+
+
+def _show(plan: Plan, results: list[Result], console: Console) -> None:
+    if plan.case is not None:
+        timelines = [result.timeline for result in results if result.timeline is not None]
+        console.print(Picture(*timelines, titles=[f"{result.case}, {ALL[result.method].title}:" for result in results]))
+        console.print()
+    if len(plan.settings) > 1:
+        console.print(report.sweep(results))
+        return
+    console.print(report.heading(plan.dataset, results), highlight=False)
+    console.print(report.table(results))
+    console.print()
+
+
+def _write(args: argparse.Namespace, results: list[Result]) -> None:
+    """The files that were asked for. Raises OSError."""
+    written = Report(
+        asynclm_bench=VERSION,
+        command=_command(args),
+        kind=args.kind,
+        clock=args.clock,
+        seed=args.seed,
+        results=results,
+    )
+    if args.json is not None:
+        args.json.write_bytes(to_json(written))
+    if args.plot is not None:
+        from asynclm.bench import plots
+
+        if args.case is None:
+            plots.draw(written, args.plot)
+        else:
+            plots.draw_timeline(results, args.plot)
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command that gives the same results again."""
+    words = ["asynclm", "bench", args.kind]
+    for name, value in vars(args).items():
+        if name not in _ASIDE and value is not None:
+            words += [f"--{name.replace('_', '-')}", _word(value)]
+    return shlex.join(words)
+
+
+def _word(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_word, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _fail(error: object, status: int) -> int:
     print(f"asynclm: {error}", file=sys.stderr)
     return status
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _milliseconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
-    return number
-
-
-def _methods(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names or not METHODS.keys() >= set(names):
-        raise argparse.ArgumentTypeError(f"must be methods out of {', '.join(METHODS)}, not {text!r}")
-    return names

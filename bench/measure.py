@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from asynclm.bench.methods import Method
 from asynclm.bench.results import Result, Setting
@@ -12,32 +13,44 @@ from asynclm.bench.workloads.checks import Ran, problems
 from asynclm.cml.timeline import Entry, Timeline
 
 
-def result(
-    workshop: Workshop, method: Method, setting: Setting, runs: Sequence[Ran], *, with_timeline: bool = False
-) -> Result:
-    """The result of the runs that together did the workshop's case.
+class Finished(NamedTuple):
+    """The runs that together did the workshop's case, in the order in which they began."""
 
-    Latency is from the model's first token in the first of them to the end of the last one.
-    """
-    kinds = collections.Counter(entry.kind for run in runs for entry in run.timeline.entries)
-    begin, last = runs[0], max(runs, key=lambda run: run.began_s + run.total_s)
-    first_token_s = min((each.t for each in begin.timeline.entries if each.kind == "first_token"), default=0.0)
+    workshop: Workshop
+    runs: Sequence[Ran]
+
+
+def result(
+    finished: Finished,
+    method: Method,
+    setting: Setting,
+    *,
+    bounds: Mapping[str, float] | None = None,
+    with_timeline: bool = False,
+) -> Result:
+    """What came of it. Latency is from the model's first token in the first run to the end of the last one."""
+    workshop, runs = finished
+    first, last = runs[0], runs[-1]
+    first_token_s = min((each.t for each in first.timeline.entries if each.kind == "first_token"), default=0.0)
+    kinds: collections.Counter[str] = collections.Counter()
     tokens: collections.Counter[str] = collections.Counter()
     for run in runs:
         for entry in run.timeline.entries:
+            kinds[entry.kind] += 1
             if entry.kind == "finished":
                 tokens.update({name: entry.data["usage"][name] for name in ("prompt_tokens", "completion_tokens")})
     return Result(
         case=workshop.case.id,
         method=method.name,
         setting=setting,
-        latency_s=round(last.began_s + last.total_s - begin.began_s - first_token_s, 6),
+        latency_s=round(last.began_s + last.total_s - first.began_s - first_token_s, 6),
         first_token_s=first_token_s,
         streams=kinds["opened"],
         calls=kinds["dispatched"],
         prompt_tokens=tokens["prompt_tokens"],
         completion_tokens=tokens["completion_tokens"],
         problems=tuple(problems(workshop, runs)),
+        bounds={name: round(value, 6) for name, value in (bounds or {}).items()},
         timeline=_joined(runs) if with_timeline else None,
     )
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Final
 
 import looptime
 import msgspec
 
-from asynclm.bench.measure import result
+from asynclm.bench.measure import Finished
 from asynclm.bench.methods import Method
-from asynclm.bench.results import Result, Setting
+from asynclm.bench.results import Setting
+from asynclm.bench.scenario import Said, Scenario, at_once
 from asynclm.bench.workloads import Case, Workshop
 from asynclm.bench.workloads.checks import Ran
+from asynclm.cml.machine.calls import USER
 from asynclm.proxy.background import Background
 from asynclm.proxy.chat import parse
 from asynclm.proxy.config import Config, Model, Upstream
@@ -63,18 +66,28 @@ class Proxy:
         self._runs = Runs(
             config, workshop.toolbox, self._upstreams, self._executor, Registry(config.runs.keep), self._background
         )
-        self._clock = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
 
-    async def ask(self, prompt: str) -> Ran:
-        """Answer a chat request."""
-        began = self._clock()
+    async def ask(self, prompt: str, interrupts: Sequence[Said] = ()) -> Ran:
+        """Answer a chat request, and take the interrupts meanwhile."""
+        began = self._loop.time()
         body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "stream": True}
         chat = parse(msgspec.json.encode(body))
         timeline = new_timeline("run", MODEL, self._method.policy)
         sink = CollectingSink()
         driver = self._runs.driver(chat, self._upstreams.route(MODEL), timeline, sink)
+        taken: list[str] = []
+
+        def say(text: str) -> None:
+            if driver.interrupt(USER, text):
+                taken.append(text)
+
+        timers = [self._loop.call_later(said.after_s, say, said.text) for said in interrupts]
         finish = await driver.drive()
-        return Ran(began, self._clock() - began, "".join(sink.parts), finish.reason, timeline)
+        for timer in timers:
+            timer.cancel()
+        ended = self._loop.time()
+        return Ran(began, ended - began, "".join(sink.parts), finish.reason, timeline, tuple(taken))
 
     async def aclose(self) -> None:
         """End what still runs."""
@@ -83,17 +96,16 @@ class Proxy:
         await self._upstreams.aclose()
 
 
-def run_case(case: Case, method: Method, setting: Setting, *, with_timeline: bool = False) -> Result:
+def run_case(case: Case, method: Method, setting: Setting, scenario: Scenario = at_once) -> Finished:
     """Run a case in a loop of its own, from time 0."""
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        return runner.run(_run(case, method, setting, with_timeline=with_timeline))
+        return runner.run(_run(case, method, setting, scenario))
 
 
-async def _run(case: Case, method: Method, setting: Setting, *, with_timeline: bool) -> Result:
+async def _run(case: Case, method: Method, setting: Setting, scenario: Scenario) -> Finished:
     workshop = Workshop(case)
     async with contextlib.aclosing(Proxy(method, setting, workshop)) as proxy:
-        ran = await proxy.ask(case.prompt())
-    return result(workshop, method, setting, [ran], with_timeline=with_timeline)
+        return Finished(workshop, await scenario(proxy, case, method))
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

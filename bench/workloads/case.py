@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from asynclm.adapters.models.simulated.task import Node, Task, encode_task
 from asynclm.adapters.tools.toolbox import Toolbox
+from asynclm.bench.methods import Order
 from asynclm.cml.body import parse_body
 from asynclm.cml.tools import ToolSpec
 
 from .times import running_ms
 
-ANSWER = "Everything is done."  # one short line: a quotation of all results would dilute every ratio
+ANSWER: Final = "Everything is done."  # one short line: a quotation of all results would dilute every ratio
 
 
 class World(Protocol):
@@ -31,7 +33,7 @@ class World(Protocol):
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """Calls that follow one another, each as a Python call; what is asked for by them."""
+    """Calls that follow one another, each as a Python call; the question that they answer, "" for another one's."""
 
     question: str
     calls: tuple[str, ...]
@@ -67,7 +69,6 @@ class Case:
         *,
         seed: int,
         tool_ms: float,
-        estimates_ms: Callable[[Sequence[float]], Sequence[float]] = list,
     ) -> None:
         self.id = id
         self.chains = tuple(chains)
@@ -81,29 +82,33 @@ class Case:
                 ms = running_ms(f"{seed}/{id}/{name}", tool_ms)
                 calls.append(Expected(name, body, spec.name, arguments, chain, step, ms))
         self.calls = tuple(calls)
-        estimates = estimates_ms([call.running_ms for call in calls])
-        self._estimates = dict(zip([call.id for call in calls], estimates, strict=True))
+        self._seed = seed
 
-    def task(self, chains: Sequence[int] | None = None) -> Task:
-        """The cheat sheet of some chains, or all: every call after the one before it in its chain, with its time."""
+    @property
+    def running_ms(self) -> dict[str, float]:
+        """How long each call takes, by id."""
+        return {call.id: call.running_ms for call in self.calls}
+
+    def task(self, chains: Collection[int] | None = None, order: Order = "longest") -> Task:
+        """The cheat sheet of some chains, or all: every call after the one before it in its chain, with its time.
+
+        For another order than the longest first, the times are not told as they are.
+        """
+        estimates = _estimates(self.running_ms, order, f"{self._seed}/{self.id}")
         nodes = [
-            Node(
-                call.id,
-                call.body,
-                (f"{_letters(call.chain)}{call.step}",) if call.step else (),
-                self._estimates[call.id],
-            )
+            Node(call.id, call.body, (f"{_letters(call.chain)}{call.step}",) if call.step else (), estimates[call.id])
             for call in self.calls
             if chains is None or call.chain in chains
         ]
         return Task(tuple(nodes), answer=ANSWER, quote=False)
 
-    def prompt(self, chains: Sequence[int] | None = None) -> str:
+    def prompt(self, chains: Collection[int] | None = None, order: Order = "longest") -> str:
         """What the user says to have some chains done, or all, cheat sheet included."""
-        asked = [each.question for chain, each in enumerate(self.chains) if chains is None or chain in chains]
+        wanted = [each for chain, each in enumerate(self.chains) if chains is None or chain in chains]
+        asked = [each.question for each in wanted if each.question]
         if len(asked) > 1:
             asked = [f"Please do these {len(asked)} things:", *(f"{n}. {text}" for n, text in enumerate(asked, 1))]
-        return "\n".join([*asked, encode_task(self.task(chains))])
+        return "\n".join([*asked, encode_task(self.task(chains, order))])
 
     @functools.cached_property
     def truth(self) -> tuple[World, dict[str, Any]]:
@@ -132,6 +137,16 @@ class Blueprint:
     async def run(self, arguments: dict[str, Any]) -> object:
         """Not to be run: each run puts tools of its own behind the spec."""
         raise NotImplementedError(self._spec.name)
+
+
+def _estimates(running_ms: Mapping[str, float], order: Order, key: str) -> Mapping[str, float]:
+    """What the model is told of the running times, so that it writes its calls in that order."""
+    if order == "longest":
+        return running_ms
+    if order == "shortest":
+        return {id: round(max(running_ms.values()) - ms, 1) for id, ms in running_ms.items()}
+    shuffled = random.Random(f"{key}/order").sample(list(running_ms.values()), len(running_ms))
+    return dict(zip(running_ms, shuffled, strict=True))
 
 
 def _letters(number: int) -> str:

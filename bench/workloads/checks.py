@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from asynclm.cml.events import Interrupt
+from asynclm.cml.machine.calls import USER
 from asynclm.cml.parser import Parser
 from asynclm.cml.timeline import Timeline
 
@@ -20,7 +21,7 @@ class Ran(msgspec.Struct, frozen=True):
     """A request and how it ended, as its client saw it; and the run's timeline.
 
     `began_s` is when it was sent, on a clock that the requests of a case share; `total_s` how long it took to its last
-    byte. `tasks` is how many tasks the run was given.
+    byte. `said` are the outside interrupts that it took, a further task each.
     """
 
     began_s: float
@@ -28,7 +29,7 @@ class Ran(msgspec.Struct, frozen=True):
     answer: str
     finish_reason: str | None
     timeline: Timeline
-    tasks: int = 1
+    said: tuple[str, ...] = ()
 
 
 def problems(workshop: Workshop, runs: Sequence[Ran]) -> list[str]:
@@ -78,19 +79,19 @@ def _told(workshop: Workshop, runs: Sequence[Ran]) -> Iterator[str]:
         got = told.pop(id, [])
         if got != [value]:
             yield f"of {id} the model was told {got}, not once {value}"
+    said = [text for run in runs for text in run.said]
+    if (heard := told.pop(USER, [])) != said:
+        yield f"{len(said)} further tasks were sent, and the model was told {len(heard)} of them"
     for id, got in told.items():
-        if id != OUTSIDE:
-            yield f"the model was told of {id}, which is no call: {got}"
-
-
-OUTSIDE = "user"  # the head of what a person says meanwhile
+        yield f"the model was told of {id}, which is no call: {got}"
 
 
 def _answered(runs: Sequence[Ran]) -> Iterator[str]:
     for run in runs:
         lines = [line.strip() for line in run.answer.splitlines() if line.strip()]
-        if lines != [ANSWER] * run.tasks:
-            yield f"the answer is {run.answer!r}, not {ANSWER!r}" + (f" {run.tasks} times" if run.tasks > 1 else "")
+        times = 1 + len(run.said)
+        if lines != [ANSWER] * times:
+            yield f"the answer is {run.answer!r}, not {ANSWER!r}" + (f" {times} times" if times > 1 else "")
         if run.finish_reason != "stop":
             yield f"finish_reason is {run.finish_reason!r}, not 'stop'"
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
-from . import multistep
+from . import multistep, parallel
 from .case import Case
 
 # name: cases by count, seed and the tools' mean time (ms)
 DATASETS: Final[dict[str, Callable[[int, int, float], list[Case]]]] = {
+    "parallel": partial(parallel.draw, "parallel"),
+    "live-parallel": partial(parallel.draw, "live-parallel"),
     "multi-step": multistep.single,
     "multi-step-parallel": multistep.joined,
 }

@@ -78,7 +78,9 @@ class _Answer(msgspec.Struct):
     ground_truth: list[list[str]]
 
 
-class _Doc(msgspec.Struct):
+class Doc(msgspec.Struct):
+    """A function, as BFCL documents it."""
+
     name: str
     description: str
     parameters: dict[str, Any]
@@ -86,10 +88,10 @@ class _Doc(msgspec.Struct):
 
 def load_samples(min_calls: int = 2, max_calls: int = 5) -> list[Sample]:
     """The samples with that many calls in their first round, in the dataset's order. Raises `MissingDatasetError`."""
-    data = _data_folder()
-    answers = {answer.id: answer.ground_truth for answer in _lines(data / "possible_answer" / _DATASET, _Answer)}
+    data = data_folder()
+    answers = {answer.id: answer.ground_truth for answer in read_lines(data / "possible_answer" / _DATASET, _Answer)}
     samples = []
-    for entry in _lines(data / _DATASET, _Entry):
+    for entry in read_lines(data / _DATASET, _Entry):
         calls = answers[entry.id][0]
         if min_calls <= len(calls) <= max_calls:
             samples.append(
@@ -162,16 +164,16 @@ class World:
 
 def tool_specs(sample: Sample) -> list[ToolSpec]:
     """The tools that BFCL offers for a sample, as it documents them. Raises `MissingDatasetError`."""
-    folder = _data_folder() / "multi_turn_func_doc"
+    folder = data_folder() / "multi_turn_func_doc"
     return [
         ToolSpec(
             name=doc.name,
             # What comes before is the same for all tools of a class.
             description=doc.description.rpartition("Tool description: ")[2],
-            parameters=_schema(doc.parameters),
+            parameters=json_schema(doc.parameters),
         )
         for name in sample.classes
-        for doc in _lines(folder / _CLASSES[name][1], _Doc)
+        for doc in read_lines(folder / _CLASSES[name][1], Doc)
         if doc.name not in sample.excluded
     ]
 
@@ -190,11 +192,11 @@ def as_json(value: object) -> Any:
     return msgspec.json.decode(msgspec.json.encode(value))
 
 
-def _schema(schema: Any) -> Any:
+def json_schema(schema: Any) -> Any:
     """A BFCL parameter description as JSON schema."""
     if not isinstance(schema, dict):
         return schema
-    found = {key: _schema(value) for key, value in schema.items()}
+    found = {key: json_schema(value) for key, value in schema.items()}
     kind = found.get("type")
     if isinstance(kind, str):
         if kind == "any":
@@ -204,11 +206,22 @@ def _schema(schema: Any) -> Any:
     return found
 
 
-def _data_folder() -> Path:
+def data_folder() -> Path:
+    """Where bfcl-eval's data lies. Raises `MissingDatasetError`."""
     spec = importlib.util.find_spec("bfcl_eval")
     if spec is None or spec.origin is None:
         raise MissingDatasetError(f"bfcl-eval is not installed: {INSTALL}")
     return Path(spec.origin).parent / "data"
+
+
+def read_lines(file: Path, kind: type[_T]) -> list[_T]:
+    """Read one of its files: one JSON document a line. Raises `MissingDatasetError`."""
+    try:
+        return msgspec.json.Decoder(kind).decode_lines(file.read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        raise MissingDatasetError(
+            f"this version of bfcl-eval can't be used ({file.name}: {error}): {INSTALL}"
+        ) from None
 
 
 def _class(name: str) -> Any:
@@ -220,12 +233,3 @@ def _import(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingDatasetError(f"the module {error.name} is not installed: {INSTALL}") from None
-
-
-def _lines(file: Path, kind: type[_T]) -> list[_T]:
-    try:
-        return msgspec.json.Decoder(kind).decode_lines(file.read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
-        raise MissingDatasetError(
-            f"this version of bfcl-eval can't be used ({file.name}: {error}): {INSTALL}"
-        ) from None
