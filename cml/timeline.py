@@ -19,12 +19,17 @@ measures. Times are seconds since the request arrived. The kinds, and what stand
 | `interrupt` | yes | | `ids`, `text`: given to the model |
 | `branch` | yes | | it carries on beside others; `open`: how many there are |
 | `shared` | yes | yes | the same call runs already for a branch beside it: `with`, its number |
+| `decided` | | | what `auto` chose, and `why`: `choice` is `deliver`, `wait`, `coalesce`, `merge` or `fork` |
+| `merged` | yes | | the branch was given up before its first token; what it was told goes `into` that stream |
+| `ahead` | yes | | it was opened in case that the open branches bring nothing new; what it writes is held back |
+| `adopted` | yes | | they brought nothing new: that stream goes on |
 | `folded` | yes | | a branch became part of the transcript |
 | `trap` | yes | | `names`; `implicit` (the stream just ended, with calls pending) or `empty` (nothing was) |
 | `forged` | yes | | the model wrote an `[INTR]` of its own and was cut off |
 | `closed` | yes | | `reason`: `stop`, `length`, ... as upstream said it, or `cut` |
 | `usage` | yes | | `prompt_tokens`, `completion_tokens`, ... |
-| `outside` | | | `source`, `text`: an outside interrupt arrived |
+| `outside` | | | `source`, `text`, `scheduling`: an outside interrupt arrived |
+| `unheard` | | | `source`, `text`: the run ended before the model could be told |
 | `error` | | | `message`, `type` |
 | `finished` | | | `reason`, `usage` |
 """

@@ -42,18 +42,37 @@ class Meter:
         """A stream yielded a piece of text."""
         self._pieces[stream] += 1
 
+    def pieces(self, stream: int) -> int:
+        """How many pieces of text, about a token each, a stream has yielded."""
+        return self._pieces[stream]
+
+    def prompt_tokens(self, transcript_chars: int) -> int:
+        """What a prompt with a transcript of that many characters comes to, by what was reported so far."""
+        return round((self._prompt_chars + transcript_chars) * self._ratio())
+
+    def tokens(self, stream: int) -> int:
+        """What one stream has cost so far, prompt and answer, by estimate until the upstream has counted."""
+        usage = self._reported.get(stream)
+        if usage is not None:
+            return usage.prompt_tokens + usage.completion_tokens
+        return round(self._chars[stream] * self._ratio()) + self._pieces[stream]
+
     def report(self, stream: int, usage: Usage) -> None:
         """The upstream counted. The last report of a stream is the one that counts."""
         self._reported[stream] = usage
 
     def total(self) -> Usage:
         """The sum over all streams."""
-        known = [stream for stream in self._chars if stream in self._reported]
-        tokens = sum(self._reported[stream].prompt_tokens for stream in known)
-        chars = sum(self._chars[stream] for stream in known)
-        ratio = tokens / chars if tokens and chars else 0.25  # about 4 characters a token, until a stream says better
+        ratio = self._ratio()
         total = Usage()
         for stream, length in self._chars.items():
             usage = self._reported.get(stream)
             total += usage or Usage(round(length * ratio), self._pieces[stream], estimated=True)
         return total
+
+    def _ratio(self) -> float:
+        """Tokens a character of prompt: about a quarter, until a stream says better."""
+        known = [stream for stream in self._chars if stream in self._reported]
+        tokens = sum(self._reported[stream].prompt_tokens for stream in known)
+        chars = sum(self._chars[stream] for stream in known)
+        return tokens / chars if tokens and chars else 0.25

@@ -83,9 +83,10 @@ class Upstream(_Section, frozen=True, kw_only=True):
     the environment variable with the key; where it is absent or not set, the client's own key goes through. `retries`
     is how often a failed request is sent again, before its first token. `headers` and `query` (a query of `base_url`
     included) go along with every request. `prefill` says how the server takes an assistant message to be continued
-    (`openai` only); `stop_sequences` how many it takes (None: judged by the model's name). `ttft_ms` and `tpot_ms` are
-    the time to the first token and for each further one: what the policy `auto` expects before it has measured, and
-    the simulated model's own speed. `inject` says whether that one takes interrupts in its live sequence.
+    (`openai` only); `stop_sequences` how many it takes (None: judged by the model's name); `prompt_cache_key` whether
+    requests carry one (`openai` only; None: judged by the host). `ttft_ms` and `tpot_ms` are the time to the first
+    token and for each further one: what the policy `auto` expects before it has measured, and the simulated model's own
+    speed. `inject` says whether that one takes interrupts in its live sequence.
     """
 
     kind: Kind = "openai"
@@ -98,6 +99,7 @@ class Upstream(_Section, frozen=True, kw_only=True):
     query: dict[str, str] = {}
     prefill: Literal["none", "prefix", "continue_final_message"] = "none"
     stop_sequences: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
+    prompt_cache_key: bool | None = None
     ttft_ms: Milliseconds | None = None
     tpot_ms: Milliseconds | None = None
     inject: bool | None = None
@@ -142,6 +144,7 @@ class Limits(_Section, frozen=True, kw_only=True):
     max_resumes: Count = 64
     max_calls: Count = 128
     max_branches: Positive = 4
+    max_extra_tokens: Count = 65_536
     max_empty_traps: Count = 3
     max_forgeries: Count = 3
     max_output_chars: Positive = 4_000_000
@@ -289,8 +292,11 @@ def _checked_upstream(upstream: Upstream, name: str, reader: Reader) -> Upstream
         query = {**dict(parse_qsl(parts.query, keep_blank_values=True)), **upstream.query}
         base_url = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
         upstream = msgspec.structs.replace(upstream, base_url=base_url, query=query)
-    if upstream.prefill != "none" and upstream.kind != "openai":
-        raise error("prefill", 'only for kind = "openai"')
+    if upstream.kind != "openai":
+        if upstream.prefill != "none":
+            raise error("prefill", 'only for kind = "openai"')
+        if upstream.prompt_cache_key is not None:
+            raise error("prompt_cache_key", 'only for kind = "openai"')
     if upstream.api_key_env is not None and not _VARIABLE.fullmatch(upstream.api_key_env):
         raise error(
             "api_key_env",

@@ -96,6 +96,7 @@ class Driver:
         self._draining: set[int] = set()  # streams whose model has stopped by itself
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._detached: set[int] = set()  # calls that may outlive the run
+        self._timers: list[asyncio.TimerHandle] = []
         self._shown: list[str] = []  # text that is not in the timeline yet
         self._shown_since = 0.0
         self._writing = 0  # the stream it came from
@@ -114,7 +115,7 @@ class Driver:
         """Run to the end. Cancel the awaiting task to abandon the run."""
         deadline = self._loop.call_later(self._max_s, self._expire)
         try:
-            self._carry_out(self._run.start())
+            self._carry_out(self._run.start(self._loop.time()))
             # Shielded: whoever abandons the run cancels this wait, and a bare future with it; the run still finishes.
             return await asyncio.shield(self._finished)
         except asyncio.CancelledError:
@@ -128,11 +129,11 @@ class Driver:
         """End the run with an error, now."""
         self._tell(ev.Abandoned(error))
 
-    def interrupt(self, source: str, text: str) -> bool:
+    def interrupt(self, source: str, text: str, scheduling: ev.Scheduling = ev.Scheduling.INTERRUPT) -> bool:
         """Put somebody's words into the running answer. False if they can't reach the model any more."""
         if not self._run.listens:
             return False
-        self._tell(ev.OutsideInterrupt(source, text))
+        self._tell(ev.OutsideInterrupt(source, text, scheduling))
         return True
 
     def _expire(self) -> None:
@@ -140,6 +141,8 @@ class Driver:
         self.abandon(RunError(message, 504, "timeout_error", "run_timeout"))
 
     async def _clean_up(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
         ending: list[asyncio.Task[None]] = []
         for number, task in self._streams.items():
             if number in self._draining:
@@ -159,7 +162,7 @@ class Driver:
     # ------------------------------------------------------------------ what the machine asks
 
     def _tell(self, event: ev.Event) -> None:
-        self._carry_out(self._run.handle(event))
+        self._carry_out(self._run.handle(event, self._loop.time()))
 
     def _carry_out(self, actions: list[act.Action]) -> None:
         for action in actions:
@@ -187,6 +190,8 @@ class Driver:
                 case act.CancelCall(call=call):
                     self._detached.discard(call)
                     self._calls[call].cancel()
+                case act.SetTimer(seconds=seconds):
+                    self._timers.append(self._loop.call_later(seconds, self._tell, ev.TimerFired()))
                 case act.Finish():
                     self._finished.set_result(action)
 
@@ -247,9 +252,10 @@ class Driver:
             async with asyncio.timeout(None) as patience:
                 async for batch in stream:
                     self._writing = number
+                    now = self._loop.time()
                     for event in batch:
                         if type(event) is TextDelta:
-                            for action in handle(ev.TextArrived(number, event.text)):
+                            for action in handle(ev.TextArrived(number, event.text), now):
                                 if type(action) is act.EmitText:
                                     sink_text(action.text)
                                     self._shown.append(action.text)

@@ -24,6 +24,7 @@ from asynclm.proxy.executor import Executor
 from asynclm.proxy.registry import Registry, new_timeline
 from asynclm.proxy.room import Roomy
 from asynclm.proxy.sinks import StreamSink, WholeSink
+from asynclm.proxy.speeds import Speeds
 from asynclm.proxy.upstreams import Route, Upstreams
 
 RUN_ID_HEADER: Final = "x-asynclm-run-id"
@@ -52,6 +53,7 @@ class Runs:
         self._executor = executor
         self._registry = registry
         self._background = background
+        self._speeds = Speeds(config)
 
     async def answer(self, request: web.Request, chat: ChatRequest, route: Route, policy: str) -> web.StreamResponse:
         """Run with the proxy's tools."""
@@ -83,6 +85,7 @@ class Runs:
             stop=chat.stop,
             max_tokens=chat.max_tokens,
             prompt_chars=text_size(messages),
+            costs=self._speeds.costs(route),
         )
         if with_tools and chat.max_tokens is not None:
             model = Roomy(model, self._room)

@@ -168,4 +168,11 @@ def _new_model(upstream: Upstream, key: str | None) -> Model:
     abilities = None
     if upstream.stop_sequences is not None:
         abilities = Abilities(prefill=upstream.prefill != "none", stop_sequences=upstream.stop_sequences)
-    return OpenAIModel(upstream.base_url, key, prefill_style=upstream.prefill, default_abilities=abilities, **common)
+    return OpenAIModel(
+        upstream.base_url,
+        key,
+        prefill_style=upstream.prefill,
+        default_abilities=abilities,
+        prompt_cache_key=upstream.prompt_cache_key,
+        **common,
+    )

@@ -57,6 +57,12 @@ class CancelCall(msgspec.Struct, frozen=True, gc=False):
     call: int
 
 
+class SetTimer(msgspec.Struct, frozen=True, gc=False):
+    """Send `TimerFired` after so many seconds."""
+
+    seconds: float
+
+
 class EmitText(msgspec.Struct, frozen=True, gc=False):
     """Send text to the client."""
 
@@ -90,5 +96,15 @@ class Finish(msgspec.Struct, frozen=True):
 
 
 Action = (
-    OpenStream | CloseStream | PauseStream | Inject | Execute | CancelCall | EmitText | EmitReasoning | Note | Finish
+    OpenStream
+    | CloseStream
+    | PauseStream
+    | Inject
+    | Execute
+    | CancelCall
+    | SetTimer
+    | EmitText
+    | EmitReasoning
+    | Note
+    | Finish
 )

@@ -8,35 +8,61 @@ are *folded* into the transcript in the order in which they opened, so that the 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ..tokens import CALL, HEAD
 from ..transcript import Segment
+from .interrupt import Interrupt
 from .stream import Stream
 
 
 class Branch:
     """One branch, open or settled, not yet folded.
 
-    `fork` is how many segments of the transcript it opened on, `told` what it was told behind them. `pieces` is its
-    text for the client, None standing for each block. `reason` is set when its model ended by itself.
+    `fork` is how many segments of the transcript it opened on, `told` what it was told behind them (the
+    `interrupts`, as they stand in a prompt). `pieces` is its text for the client, None standing for each block.
+    `fruitful`: it wrote a block other than a trap, or text that the client has. `trapped`: its model waits again;
+    `reason` is set when it ended by itself instead.
     """
 
-    __slots__ = ("fork", "pieces", "reason", "renamed", "settled", "stream", "told", "written")
+    __slots__ = (
+        "fork",
+        "fruitful",
+        "interrupts",
+        "pieces",
+        "reason",
+        "renamed",
+        "settled",
+        "stream",
+        "told",
+        "trapped",
+        "written",
+    )
 
-    def __init__(self, number: int, fork: int, told: Segment) -> None:
-        self.stream = Stream(number)
+    def __init__(
+        self, number: int, fork: int, told: Segment, interrupts: Sequence[Interrupt] = (), now: float = 0.0
+    ) -> None:
+        self.stream = Stream(number, now, tuple(interrupt.id for interrupt in interrupts))
         self.fork = fork
         self.told = told
+        self.interrupts = interrupts
         self.written = ""
         self.pieces: list[str | None] = []
         self.renamed: dict[str, str] = {}
+        self.fruitful = False
         self.settled = False
+        self.trapped = False
         self.reason: str | None = None
 
     @property
     def number(self) -> int:
         """The number of its stream."""
         return self.stream.number
+
+    @property
+    def barren(self) -> bool:
+        """All it had to say is that it waits: the transcript does not need that."""
+        return self.trapped and not self.fruitful
 
     def drop_chatter(self) -> None:
         """It trapped: what it said since its last block was only that it waits."""

@@ -13,22 +13,29 @@ times to the first token overlap. Then:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Final
 
 from .. import events as cml
-from ..render import render_trap
 from ..tokens import defuse
 from ..transcript import Segment
 from .actions import Note
+from .ahead import Ahead, Held
 from .branch import Branch
 from .calls import RUNTIME
-from .core import Core, Interrupt
+from .core import Core
+from .interrupt import Interrupt
 
+_ANSWER: Final = 64  # tokens that a branch is expected to write
 _ALL_TOLD: Final = '{"note":"all results are in: go on, or give your answer"}'
 
 
 class Branching(Core):
     """The part of a run that opens, reads and folds branches."""
+
+    @abstractmethod
+    def _replay(self, event: Held) -> None:
+        """Take an event that was held back."""
 
     def _branch(self, stream: int) -> Branch | None:
         """The open branch whose stream that is."""
@@ -51,10 +58,44 @@ class Branching(Core):
         if self._streams > self._limits.max_resumes:
             self._end("length")
             return
-        branch = Branch(self._streams, len(self.transcript), self._told(told, self._streams))
+        self._drop_ahead()
+        branch = Branch(self._streams, len(self.transcript), self._told(told, self._streams), told, self._now)
         self._branches.append(branch)
+        self._extra.append(branch.number)
         self._do(Note("branch", stream=branch.number, data={"open": len(self._branches)}))
         self._request((*self.transcript, branch.told))
+
+    def _open_ahead(self) -> None:
+        """Open the stream that goes on if none of the open branches, which have been told all there is, does."""
+        branches = self._branches
+        if len(branches) < 2 or self._pending() or any(branch.fruitful for branch in branches):
+            return
+        told = [branch.told for branch in branches]
+        self._ahead = Ahead(self._streams, (*self.transcript, *told), self._now)
+        self._extra.append(self._streams)
+        self._do(Note("ahead", stream=self._streams))
+        self._request(self._ahead.transcript)
+
+    def _merge(self) -> None:
+        """Give up the branches whose model has not begun: what they were told is to be told again, with the rest."""
+        unbegun = self._unbegun()
+        for branch in unbegun:
+            self._branches.remove(branch)
+            self._do(Note("merged", stream=branch.number, data={"into": self._streams}))
+            self._close(branch.stream)
+        self._queue[:0] = [interrupt for branch in unbegun for interrupt in branch.interrupts]
+        self._fold_settled()  # which may have stood behind one of them
+
+    def _unbegun(self) -> list[Branch]:
+        return [branch for branch in self._branches if not branch.settled and not branch.stream.begun]
+
+    def _affordable(self) -> bool:
+        """Whether one more branch, and the stream that may be needed behind it, are within the run's bounds."""
+        if 2 * self._streams > self._limits.max_resumes:
+            return False  # what is left is for going on, not for going on faster
+        chars = sum(len(segment.text) for segment in self.transcript)
+        spent = sum(map(self._meter.tokens, self._extra))
+        return spent + 2 * (self._meter.prompt_tokens(chars) + _ANSWER) <= self._limits.max_extra_tokens
 
     def _branch_wrote(self, branch: Branch, found: list[cml.Event]) -> None:
         """Act on what was found in a branch's text."""
@@ -66,6 +107,7 @@ class Branching(Core):
                     branch.pieces.append(defuse(each.text))
                 case cml.Call():
                     branch.pieces.append(None)
+                    branch.fruitful = True
                     if each.problem is not None:
                         branch.stream.unclosed(each.end)
                     self._branch_called(branch, each)
@@ -73,7 +115,7 @@ class Branching(Core):
                     if not each.closed:
                         branch.stream.unclosed(each.end)
                     self._do(Note("trap", stream=branch.number, data={"names": list(each.names), "implicit": False}))
-                    branch.drop_chatter()
+                    branch.trapped = True
                     self._settle(branch, each.end, trapped=True)
                 case cml.Forged():
                     self._do(Note("forged", stream=branch.number))
@@ -81,6 +123,7 @@ class Branching(Core):
                     self._settle(branch, each.end)
                 case _:
                     branch.pieces.append(None)
+                    branch.fruitful = True
             if branch.settled or self.finished:
                 return
         if self._chars > self._limits.max_output_chars:
@@ -104,6 +147,7 @@ class Branching(Core):
     def _branch_ended(self, branch: Branch, reason: str) -> None:
         """A branch's model stopped by itself."""
         self._do(Note("closed", stream=branch.number, data={"reason": reason}))
+        self._measure(branch.stream)
         self._branch_wrote(branch, branch.stream.end())
         if not branch.settled and not self.finished:
             branch.reason = reason
@@ -114,11 +158,7 @@ class Branching(Core):
         branch.written = branch.stream.take(end)
         branch.settled = True
         self._close(branch.stream, trapped=trapped)
-        last, saw_all = branch, False
-        while self._branches and self._branches[0].settled and not self.finished:
-            last = self._branches.pop(0)
-            saw_all = len(self.transcript) == last.fork
-            self._fold(last)
+        last, saw_all = (self._fold_settled() or [(branch, False)])[-1]
         if not self.finished:
             self._advance()
         if self.finished or self._branches or self._stream is not None or self._pending():
@@ -131,16 +171,40 @@ class Branching(Core):
             self._end("stop")
         elif self._streams > self._limits.max_resumes:
             self._end("length")
-        elif self.transcript[-1].author == "runtime":
-            self._open()
+        elif self._ahead is not None and self._ahead.transcript == tuple(self.transcript):
+            self._adopt(self._ahead)
         else:
-            self._go_on(RUNTIME, _ALL_TOLD)
+            self._drop_ahead()
+            self._extra.append(self._streams)
+            if self.transcript[-1].author == "runtime":
+                self._open()
+            else:
+                self._go_on(RUNTIME, _ALL_TOLD)
+
+    def _adopt(self, ahead: Ahead) -> None:
+        """The branches brought nothing new: the stream that was opened ahead writes the transcript on."""
+        self._ahead = None
+        self._waiting = False
+        self._named = frozenset()
+        self._stream = ahead.stream
+        self._do(Note("adopted", stream=ahead.stream.number))
+        for event in ahead.held:
+            self._replay(event)
+
+    def _fold_settled(self) -> list[tuple[Branch, bool]]:
+        """Fold what no open branch stands before. With each: whether it saw all of the transcript that it is put to."""
+        folded = []
+        while self._branches and self._branches[0].settled and not self.finished:
+            branch = self._branches.pop(0)
+            folded.append((branch, len(self.transcript) == branch.fork))
+            self._fold(branch)
+        return folded
 
     def _fold(self, branch: Branch) -> None:
         """Make a settled branch part of the transcript."""
         self.transcript.append(branch.told)
         text = branch.text()
-        if text and text.strip() != render_trap():  # a bare trap has served its purpose
+        if text.strip() and not branch.barren:
             self.transcript.append(Segment("model", text))
         self._calls.folded(branch.number, len(self.transcript))
         self._do(Note("folded", stream=branch.number))
@@ -148,11 +212,14 @@ class Branching(Core):
         self._visible.turn()
 
     def _show_pieces(self, branch: Branch) -> None:
+        if branch.trapped:
+            branch.drop_chatter()
         pieces, branch.pieces = branch.pieces, []
         for piece in pieces:
             if piece is None:
                 self._visible.block()
             else:
+                branch.fruitful = True
                 self._emit(piece)
                 if self.finished:
                     return

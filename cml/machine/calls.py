@@ -35,7 +35,7 @@ class Status(enum.Enum):
 class Call:
     """One accepted call. `id` is None for a call that wants no interrupt (paper, section 3)."""
 
-    __slots__ = ("also", "arguments", "branch", "id", "number", "place", "result", "spec", "status")
+    __slots__ = ("also", "arguments", "branch", "id", "number", "place", "result", "since", "spec", "status")
 
     def __init__(self, number: int, id: str | None, spec: ToolSpec, arguments: dict[str, Any]) -> None:
         self.number = number
@@ -47,6 +47,7 @@ class Call:
         self.place = 0  # from how many segments on the transcript holds it
         self.also: list[Call] = []  # the same call of sibling branches: run once, told to each
         self.result: str | None = None  # JSON text
+        self.since = 0.0  # when it was handed to the executor or, once that is known, when its tool began to run (s)
 
 
 class Ledger:
@@ -136,12 +137,19 @@ class Ledger:
     def _free(self, id: str) -> str:
         return next(new for n in itertools.count(2) if (new := f"{id}_{n}") not in self._numbers)
 
-    def start(self, call: Call) -> None:
+    def start(self, call: Call, now: float = 0.0) -> None:
         """The call is handed to the executor."""
         call.status = Status.RUNNING
+        call.since = now
         if call.id is not None:
             self.unstarted.remove(call)
             self.running += 1
+
+    def dispatched(self, number: int, now: float) -> None:
+        """The call's tool has begun to run."""
+        call = self._calls.get(number)
+        if call is not None:
+            call.since = now
 
     def returned(self, number: int) -> Call | None:
         """The call has come back; None if it was not running (it came back before, or never was)."""
@@ -154,14 +162,22 @@ class Ledger:
                 self.running -= 1
         return call
 
+    def named(self, id: str) -> Call | None:
+        """The accepted call of that id."""
+        return self._calls.get(self._numbers.get(id, -1))
+
     def known(self, id: str) -> bool:
         """Whether a call of that id was accepted."""
         return id in self._numbers
 
     def outstanding(self, id: str) -> bool:
         """Whether a call of that id was accepted and has not returned."""
-        call = self._calls.get(self._numbers.get(id, -1))
+        call = self.named(id)
         return call is not None and call.status is not Status.RETURNED
+
+    def awaited(self) -> list[Call]:
+        """The calls that run now and whose results the model is to be told."""
+        return [call for call in self.live() if call.id is not None or call.also]
 
     def live(self) -> list[Call]:
         """The calls that run now, those without an id included."""

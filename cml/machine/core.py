@@ -17,9 +17,12 @@ from ..tools import CallError, Catalog, error_value
 from ..transcript import Segment
 from ..usage import Meter
 from .actions import Action, CancelCall, CloseStream, EmitText, Execute, Finish, Note, OpenStream
+from .ahead import Ahead
 from .branch import Branch
 from .calls import RUNTIME, Call, Ledger
-from .events import RunError
+from .costs import Costs
+from .events import RunError, Scheduling
+from .interrupt import Interrupt
 from .policies import Policy
 from .stream import Stream
 from .visible import Visible
@@ -28,27 +31,17 @@ from .visible import Visible
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on one run. What they end, they end with `finish_reason` "length" (the slips: with "stop").
 
-    At `max_branches` open branches, further results wait and go into the next one together.
+    At `max_branches` open branches, further results wait and go into the next one together. They do so, too, once the
+    branches of the run have cost `max_extra_tokens` (prompts and answers, by estimate where the upstream did not say).
     """
 
     max_resumes: int = 64
     max_calls: int = 128
     max_branches: int = 4
+    max_extra_tokens: int = 65_536
     max_empty_traps: int = 3
     max_forgeries: int = 3
     max_output_chars: int = 4_000_000
-
-
-class Interrupt(msgspec.Struct, frozen=True):
-    """One thing to tell the model. What is `urgent` (a person speaks) waits for no policy.
-
-    `branch` wrote the call that it answers: until that one is folded, no other stream knows of the call.
-    """
-
-    id: str
-    value: str
-    urgent: bool = False
-    branch: int | None = None
 
 
 def _unchecked(error: Exception) -> CallError:
@@ -60,7 +53,8 @@ class Core(ABC):
 
     Without a `catalog` the text is not read for blocks: whatever the model writes is the answer.
     `inject` says whether the model takes injection; `stop` and `max_tokens` bound the visible answer; `prompt_chars`
-    is the length of the client's prompt, used to estimate the usage of streams whose own count is lost.
+    is the length of the client's prompt, used to estimate the usage of streams whose own count is lost. `costs` is
+    what is known of the model's and the tools' speed; the run adds what it sees.
     """
 
     def __init__(
@@ -73,6 +67,7 @@ class Core(ABC):
         stop: tuple[str, ...] = (),
         max_tokens: int | None = None,
         prompt_chars: int = 0,
+        costs: Costs | None = None,
     ) -> None:
         self.finished = False
         self.transcript: list[Segment] = []
@@ -84,15 +79,22 @@ class Core(ABC):
         self._visible = Visible(stop, max_tokens)
         self._unescaper = Unescaper()  # the model may quote what was escaped on its way in
         self._meter = Meter(prompt_chars)
+        self._costs = costs or Costs()
+        self._now = 0.0  # of the event that is being handled (s)
         self._queue: list[Interrupt] = []
         self._stream: Stream | None = None  # the one that writes the transcript on; none while branches are open
         self._branches: list[Branch] = []  # in the order in which they opened, not yet folded
+        self._ahead: Ahead | None = None  # open beside branches; never beside the stream above
+        self._extra: list[int] = []  # streams that a run without branches would not have opened
         self._streams = 0
         self._waiting = False
         self._named: frozenset[str] = frozenset()  # the calls that a trap waits for
         self._empty_traps = 0
         self._forgeries = 0
         self._chars = 0
+        self._alarm: float | None = None  # when the policy wants to be asked again (s)
+        self._alarmed = False  # that time has passed since the last result
+        self._decided = ""  # what the policy chose since the last result
         self._actions: list[Action] = []
 
     @abstractmethod
@@ -111,14 +113,23 @@ class Core(ABC):
         return actions
 
     def _pending(self) -> bool:
-        return bool(self._queue or self._calls.running or self._calls.unstarted)
+        """Whether something has happened, or will, that the model must be told."""
+        return self._pending_calls() or self._news()
+
+    def _pending_calls(self) -> bool:
+        return bool(self._calls.running or self._calls.unstarted)
+
+    def _news(self) -> bool:
+        """Whether something is queued that the model must be told."""
+        return any(interrupt.scheduling is not Scheduling.SILENT for interrupt in self._queue)
 
     # ------------------------------------------------------------------ streams
 
-    def _open(self) -> None:
-        """Open the stream that writes the transcript on."""
+    def _open(self, told: tuple[str, ...] = ()) -> None:
+        """Open the stream that writes the transcript on, and whose last segment tells the results with these ids."""
+        self._drop_ahead()
         self._waiting = False
-        self._stream = Stream(self._streams)
+        self._stream = Stream(self._streams, self._now, told)
         self._request(tuple(self.transcript))
 
     def _request(self, transcript: tuple[Segment, ...]) -> None:
@@ -132,6 +143,8 @@ class Core(ABC):
 
     def _begin(self, stream: Stream) -> None:
         stream.opened = stream.begun = True
+        self._costs.speed.began(self._now - stream.since)
+        stream.since = self._now
         self._do(Note("first_token", stream=stream.number))
 
     def _keep(self, stream: Stream, end: int | None) -> None:
@@ -147,8 +160,30 @@ class Core(ABC):
 
     def _close(self, stream: Stream, *, trapped: bool = False) -> None:
         if not stream.ended:
+            self._measure(stream)
             self._do(CloseStream(stream.number, trapped))
             self._do(Note("closed", stream=stream.number, data={"reason": "cut"}))
+
+    def _drop_ahead(self) -> None:
+        """The stream that was opened ahead is of no use: something came that it was not told."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.stream.ended = ahead.ended
+            self._close(ahead.stream)
+
+    def _measure(self, stream: Stream) -> None:
+        """The stream ends here: learn from it how fast the model writes. One that took injections has waited, too."""
+        if stream.begun and not self._inject:
+            self._costs.speed.wrote(self._meter.pieces(stream.number) - 1, self._now - stream.since)
+            self._led(stream, on=False)
+
+    def _led(self, stream: Stream, *, on: bool) -> None:
+        """Remember whether what the stream was told led to a call."""
+        told, stream.told = stream.told, ()
+        for id in told:
+            call = self._calls.named(id)
+            if call is not None:
+                self._costs.tools.of(call.spec).led(on)
 
     # ------------------------------------------------------------------ what they write
 
@@ -166,6 +201,9 @@ class Core(ABC):
 
     def _accept(self, block: cml.Call, stream: Stream, branch: Branch | None = None) -> Call | None:
         """Enter a call; None for one that is rejected, which the model will be told."""
+        self._drop_ahead()
+        if stream.told:
+            self._led(stream, on=True)
         number = self._calls.number()
         try:
             call = self._calls.accept(number, block, branch)
@@ -183,7 +221,7 @@ class Core(ABC):
         return call
 
     def _execute(self, call: Call) -> None:
-        self._calls.start(call)
+        self._calls.start(call, self._now)
         self._do(Execute(call.number, call.spec, call.arguments, detached=call.id is None))
 
     def _told(self, interrupts: list[Interrupt], stream: int) -> Segment:
@@ -212,6 +250,11 @@ class Core(ABC):
         for branch in self._branches:
             if not branch.settled:
                 self._close(branch.stream)
+        self._drop_ahead()
+        for interrupt in self._queue:
+            if interrupt.scheduling is not None:
+                data = {"source": interrupt.id, "text": msgspec.json.decode(interrupt.value)}
+                self._do(Note("unheard", data=data))
         for call in self._calls.live():
             if call.id is None and error is None:
                 self._do(Note("detached", call=call.number))  # nobody waits for it: it goes on behind the answer

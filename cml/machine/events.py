@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 import msgspec
 
 from ..usage import Usage
@@ -64,11 +66,28 @@ class ResultArrived(msgspec.Struct, frozen=True, gc=False):
     ms: float
 
 
+class Scheduling(enum.StrEnum):
+    """When the model is to be told what comes from outside.
+
+    `interrupt`: at the next moment outside a block. `when_idle`: when it writes nothing, because it waits or has come
+    to its end; nothing it writes is broken off. `silent`: with whatever it is told next, if anything.
+    """
+
+    INTERRUPT = "interrupt"
+    WHEN_IDLE = "when_idle"
+    SILENT = "silent"
+
+
 class OutsideInterrupt(msgspec.Struct, frozen=True, gc=False):
     """A person or another agent has something to say to the model. `source` is an identifier."""
 
     source: str
     text: str
+    scheduling: Scheduling = Scheduling.INTERRUPT
+
+
+class TimerFired(msgspec.Struct, frozen=True, gc=False):
+    """The time is up that `SetTimer` asked for. Timers are not cancelled: one that comes late changes nothing."""
 
 
 class Abandoned(msgspec.Struct, frozen=True, gc=False):
@@ -100,5 +119,6 @@ Event = (
     | CallDispatched
     | ResultArrived
     | OutsideInterrupt
+    | TimerFired
     | Abandoned
 )

@@ -31,9 +31,9 @@ import msgspec
 from .. import events as cml
 from ..tokens import defuse
 from .actions import Action, EmitReasoning, Inject, Note, PauseStream
-from .branching import Branching
+from .ahead import Held
 from .calls import RUNTIME
-from .core import Interrupt
+from .deciding import Deciding
 from .events import (
     Abandoned,
     CallDispatched,
@@ -45,9 +45,10 @@ from .events import (
     StreamFailed,
     StreamOpened,
     TextArrived,
+    TimerFired,
     UsageReported,
 )
-from .policies import Move, View
+from .interrupt import Interrupt
 from .stream import Stream
 
 _NOTHING_PENDING: Final = '{"note":"no call is pending: go on, or give your answer"}'
@@ -56,18 +57,23 @@ _FORGERY: Final = (
 )
 
 
-class Run(Branching):
+class Run(Deciding):
     """One run: feed it events, carry out its actions. `Core` says what it takes to make one."""
 
-    def start(self) -> list[Action]:
-        """Begin: the actions that open the first stream."""
+    def start(self, now: float) -> list[Action]:
+        """Begin at `now` (s, by any clock that runs forward): the actions that open the first stream."""
+        self._now = now
         self._open()
         return self._taken()
 
-    def handle(self, event: Event) -> list[Action]:
-        """Take one event; return what is to be done. After `Finish` every event is ignored, late results included."""
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take one event that happens at `now` (s); return what is to be done.
+
+        After `Finish` every event is ignored, late results included.
+        """
         if self.finished:
             return []
+        self._now = now
         if type(event) is TextArrived:
             self._on_text(event)
         else:
@@ -86,7 +92,12 @@ class Run(Branching):
 
     def reads(self, stream: int) -> bool:
         """Whether text of that stream is still wanted."""
-        return (self._stream is not None and self._stream.number == stream) or self._branch(stream) is not None
+        ahead = self._ahead
+        return (
+            (self._stream is not None and self._stream.number == stream)
+            or self._branch(stream) is not None
+            or (ahead is not None and ahead.stream.number == stream)
+        )
 
     # ------------------------------------------------------------------ what streams do
 
@@ -103,7 +114,8 @@ class Run(Branching):
         if stream is None or stream.number != event.stream:
             branch = self._branch(event.stream)
             if branch is None:
-                return  # it was closed; this was on its way
+                self._hold(event)
+                return
             stream = branch.stream
         if not stream.begun:
             self._begin(stream)
@@ -133,6 +145,7 @@ class Run(Branching):
         if stream is None or stream.number != event.stream:
             branch = self._branch(event.stream)
             if branch is None:
+                self._hold(event)
                 return
             stream = branch.stream
         if not stream.begun:
@@ -147,8 +160,11 @@ class Run(Branching):
             branch = self._branch(event.stream)
             if branch is not None:
                 self._branch_ended(branch, event.reason)
+            else:
+                self._hold(event)
             return
         self._do(Note("closed", stream=event.stream, data={"reason": event.reason}))
+        self._measure(stream)
         thought_only = stream.thinking  # it may be our stop sequence that ended it there
         for found in stream.end():
             self._found(found, stream)
@@ -170,6 +186,11 @@ class Run(Branching):
     def _on_failed(self, event: StreamFailed) -> None:
         branch = self._branch(event.stream)
         stream = self._stream if branch is None else branch.stream
+        if self._ahead is not None and self._ahead.stream.number == event.stream:
+            self._ahead.ended = True
+            self._do(Note("closed", stream=event.stream, data={"reason": "failed"}))
+            self._drop_ahead()  # nothing is lost: if it is needed, it is asked for again
+            return
         if stream is not None and stream.number == event.stream:
             stream.ended = True
             self._do(Note("closed", stream=stream.number, data={"reason": "failed"}))
@@ -178,6 +199,18 @@ class Run(Branching):
     def _on_usage(self, event: UsageReported) -> None:
         self._meter.report(event.stream, event.usage)
         self._do(Note("usage", stream=event.stream, data=msgspec.to_builtins(event.usage)))
+
+    def _hold(self, event: Held) -> None:
+        """Take what comes from a stream that is not read now: for later from one opened ahead, else not at all."""
+        ahead = self._ahead
+        if ahead is None or ahead.stream.number != event.stream:
+            return  # it was closed; this was on its way
+        if not ahead.stream.begun and type(event) is not StreamEnded:
+            self._begin(ahead.stream)
+        ahead.hold(event)
+
+    def _replay(self, event: Held) -> None:
+        _HANDLERS[type(event)](self, event)
 
     # ------------------------------------------------------------------ what stands in their text
 
@@ -220,7 +253,7 @@ class Run(Branching):
         awaited = [name for name in trap.names if self._calls.outstanding(name)]
         named = any(map(self._calls.known, trap.names))  # one that names only what nobody knows is a plain one
         patient = self._empty_traps < self._limits.max_empty_traps
-        if self._queue or awaited or (self._pending() and not (named and patient)):
+        if self._news() or awaited or (self._pending() and not (named and patient)):
             self._halt(stream, trap.end, trapped=True)
             self._wait(stream.number, tuple(awaited), names=trap.names)
             return
@@ -250,6 +283,7 @@ class Run(Branching):
     # ------------------------------------------------------------------ what else happens
 
     def _on_dispatched(self, event: CallDispatched) -> None:
+        self._calls.dispatched(event.call, self._now)
         self._do(Note("dispatched", call=event.call))
 
     def _on_result(self, event: ResultArrived) -> None:
@@ -257,6 +291,8 @@ class Run(Branching):
         if call is None:
             return
         self._do(Note("result", call=event.call, data={"ok": event.ok, "value": event.value, "ms": round(event.ms, 3)}))
+        self._costs.tools.of(call.spec).add(event.ms / 1000)
+        self._alarm, self._alarmed, self._decided = None, False, ""
         call.result = event.value
         for each in (call, *call.also):
             if each.id is not None:
@@ -264,10 +300,17 @@ class Run(Branching):
         self._advance()
 
     def _on_outside(self, event: OutsideInterrupt) -> None:
-        self._do(Note("outside", data={"source": event.source, "text": event.text}))
+        said = {"source": event.source, "text": event.text, "scheduling": event.scheduling.value}
+        self._do(Note("outside", data=said))
         value = msgspec.json.encode(event.text).decode()
-        self._queue.append(Interrupt(event.source, value, urgent=True))
+        self._queue.append(Interrupt(event.source, value, event.scheduling))
+        self._drop_ahead()
         self._advance()
+
+    def _on_timer(self, event: TimerFired) -> None:
+        if self._alarm is not None and self._now >= self._alarm:
+            self._alarm, self._alarmed = None, True
+            self._advance()
 
     def _on_abandoned(self, event: Abandoned) -> None:
         self._fail(event.error)
@@ -288,29 +331,20 @@ class Run(Branching):
         if move.start:
             for call in list(self._calls.unstarted):
                 self._execute(call)
+        if move.choice:
+            self._decide(move)
+        if move.merge:
+            self._merge()
         if not self._queue:
             return
-        urgent = any(interrupt.urgent for interrupt in self._queue)
-        if move.fork or (urgent and self._branches):
-            self._fork()
-        elif (move.deliver or urgent) and (self._waiting or not self._critical(behind)):
+        urgent = self._urgent()
+        if self._branches or move.fork:
+            if (move.fork or urgent) and self._deliverable():
+                self._fork()
+                if move.ahead and not self.finished:
+                    self._open_ahead()
+        elif (move.deliver or urgent or self._stuck()) and (self._waiting or not self._critical(behind)):
             self._deliver(behind)
-
-    def _move(self) -> Move:
-        calls = self._calls
-        return self._policy(
-            View(
-                waiting=self._waiting,
-                unstarted=len(calls.unstarted),
-                running=calls.running,
-                queued=len(self._deliverable()),
-                named=bool(self._named),
-                satisfied=not any(map(calls.outstanding, self._named)),
-                injectable=self._inject,
-                branches=sum(not branch.settled for branch in self._branches),
-                max_branches=self._limits.max_branches,
-            )
-        )
 
     def _critical(self, behind: int | None) -> bool:
         stream = self._stream
@@ -364,11 +398,12 @@ class Run(Branching):
             self._end("length")
             return
         self.transcript.append(self._told(queue, self._streams))
-        self._open()
+        self._open(tuple(interrupt.id for interrupt in queue))
 
 
 _HANDLERS: Final[dict[type, Callable[[Run, Any], None]]] = {
     StreamOpened: Run._on_opened,
+    TextArrived: Run._on_text,
     ReasoningArrived: Run._on_reasoning,
     StreamEnded: Run._on_ended,
     StreamFailed: Run._on_failed,
@@ -376,5 +411,6 @@ _HANDLERS: Final[dict[type, Callable[[Run, Any], None]]] = {
     CallDispatched: Run._on_dispatched,
     ResultArrived: Run._on_result,
     OutsideInterrupt: Run._on_outside,
+    TimerFired: Run._on_timer,
     Abandoned: Run._on_abandoned,
 }

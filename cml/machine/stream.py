@@ -13,13 +13,29 @@ class Stream:
 
     `opened`: the upstream has accepted it. `begun`: its first token has come. `ended`: the model has stopped by
     itself, nothing is left to close. `reasoning`: it reasons apart from its text, and has written none since. `idle`:
-    it has trapped with nothing pending, and done nothing since.
+    it has trapped with nothing pending, and done nothing since. `since`: when it was asked for or, once it has begun,
+    when its first token came (s). `told`: the ids of the results that it was opened with, until it writes a call.
     """
 
-    __slots__ = ("_base", "_parser", "_raw", "_unclosed", "begun", "ended", "idle", "number", "opened", "reasoning")
+    __slots__ = (
+        "_base",
+        "_parser",
+        "_raw",
+        "_unclosed",
+        "begun",
+        "ended",
+        "idle",
+        "number",
+        "opened",
+        "reasoning",
+        "since",
+        "told",
+    )
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, now: float = 0.0, told: tuple[str, ...] = ()) -> None:
         self.number = number
+        self.since = now
+        self.told = told
         self.opened = False
         self.begun = False
         self.ended = False

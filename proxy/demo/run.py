@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from asynclm.cml.machine import POLICIES
 from asynclm.proxy.demo import report
 from asynclm.proxy.demo.bfcl import Case, MissingDatasetError, draw_cases, load_samples
+from asynclm.proxy.demo.loopback import LoopbackError
 from asynclm.proxy.demo.report import Outcome
-from asynclm.proxy.demo.running import DemoError, Settings, run_cases
+from asynclm.proxy.demo.running import Settings, run_cases
 
 _POLICIES = ("sync", "parallel", "auto")
 
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         outcomes = _run(cases, args, console)
     except MissingDatasetError as error:
         return _fail(error, 2)
-    except DemoError as error:
+    except LoopbackError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return 130

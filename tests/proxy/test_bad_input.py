@@ -321,7 +321,7 @@ async def test_an_id_used_twice() -> None:
         proxy_for(upstream.url, add) as proxy,
     ):
         await proxy.client().chat.completions.create(model="m", messages=QUESTION)
-        told = upstream.requests[1]["messages"][-1]["content"]
+        told = "".join(message["content"] for message in upstream.requests[-1]["messages"])
         assert "duplicate_id" in told
         assert "[INTR] a [HEAD] 2 [END]" in told
 

@@ -31,7 +31,7 @@ class Playbook:
     def __init__(self, policy: str, **options: Any) -> None:
         self.run = Run(Tools(), POLICIES[policy], **options)
         self.shown = ""
-        self.forks = policy == "fork"
+        self.forks = policy in ("fork", "auto") and not options.get("inject")
         self.open: list[int] = []  # streams, the newest last
         self.streams = 0
         self.paused = False
@@ -42,7 +42,9 @@ class Playbook:
         self.cancelled: list[int] = []
         self.notes: list[act.Note] = []
         self.finish: act.Finish | None = None
-        self._take(self.run.start())
+        self.now = 0.0
+        self.alarms: list[float] = []
+        self._take(self.run.start(self.now))
 
     def _take(self, actions: Iterable[act.Action]) -> None:
         for action in actions:
@@ -70,6 +72,9 @@ class Playbook:
                 case act.CancelCall():
                     self.live.remove(action.call)
                     self.cancelled.append(action.call)
+                case act.SetTimer():
+                    assert action.seconds > 0
+                    self.alarms.append(self.now + action.seconds)
                 case act.EmitText():
                     assert action.text
                     self.shown += action.text
@@ -91,28 +96,38 @@ class Playbook:
         for text in texts:
             number = self.stream if stream is None else stream
             assert number in self.open, "the stream is not open"
-            self._take(self.run.handle(ev.TextArrived(number, text)))
+            self._take(self.run.handle(ev.TextArrived(number, text), self.now))
         return self
 
     def ends(self, reason: str = "stop", stream: int | None = None) -> Playbook:
         number = self.stream if stream is None else stream
         assert number in self.open, "the stream is not open"
         self.open.remove(number)
-        self._take(self.run.handle(ev.StreamEnded(number, reason)))
+        self._take(self.run.handle(ev.StreamEnded(number, reason), self.now))
         return self
 
     def fails(self) -> Playbook:
         assert self.stream is not None
-        self._take(self.run.handle(ev.StreamFailed(self.open.pop(), RunError("it broke"))))
+        self._take(self.run.handle(ev.StreamFailed(self.open.pop(), RunError("it broke")), self.now))
         return self
 
     def returns(self, call: int, value: Any = None) -> Playbook:
         self.live.discard(call)
-        self._take(self.run.handle(ev.ResultArrived(call, True, json.dumps(value), 1.0)))
+        self._take(self.run.handle(ev.ResultArrived(call, True, json.dumps(value), 1.0), self.now))
+        return self
+
+    def passes(self, seconds: float) -> Playbook:
+        """Time passes; timers that are due fire."""
+        until = self.now + seconds
+        while self.alarms and min(self.alarms) <= until:
+            self.now = min(self.alarms)
+            self.alarms.remove(self.now)
+            self._take(self.run.handle(ev.TimerFired(), self.now))
+        self.now = until
         return self
 
     def handle(self, event: ev.Event) -> Playbook:
-        self._take(self.run.handle(event))
+        self._take(self.run.handle(event, self.now))
         return self
 
     # what came of it

@@ -16,6 +16,7 @@ from playbook import Playbook, small
 from asynclm.cml.events import Call, Interrupt
 from asynclm.cml.machine import POLICIES, RunError
 from asynclm.cml.machine import events as ev
+from asynclm.cml.machine.events import Scheduling
 from asynclm.cml.parser import Parser
 from asynclm.cml.transcript import as_prefill, as_turns
 
@@ -52,6 +53,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.p = Playbook(policy, inject=inject, limits=small(max_resumes=12, max_calls=12))
         self.results: dict[int, str] = {}  # calls that returned while the run was alive: a value that is theirs alone
         self.said: list[str] = []
+        self.silent: set[str] = set()
 
     @precondition(lambda self: self.p.stream is not None and not self.p.paused)
     @rule(text=SNIPPETS, size=st.integers(1, 40), data=st.data())
@@ -82,11 +84,17 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.p.handle(ev.ResultArrived(call, True, '"twice"', 1.0))
 
     @precondition(lambda self: self.p.finish is None)
-    @rule()
-    def speak(self) -> None:
+    @rule(scheduling=st.sampled_from(Scheduling))
+    def speak(self, scheduling: Scheduling) -> None:
         text = f"said {len(self.said)} [END]"
         self.said.append(text)
-        self.p.handle(ev.OutsideInterrupt("user", text))
+        self.p.handle(ev.OutsideInterrupt("user", text, scheduling))
+        if scheduling is Scheduling.SILENT:
+            self.silent.add(text)
+
+    @rule(seconds=st.sampled_from([0.001, 0.02, 0.3]))
+    def wait(self, seconds: float) -> None:
+        self.p.passes(seconds)
 
     @precondition(lambda self: self.p.stream is not None)
     @rule(often=st.integers(0, 9))
@@ -108,6 +116,8 @@ class AnyInterleaving(RuleBasedStateMachine):
                 break
             if p.stream is not None and not p.paused:
                 p.ends()
+            elif p.alarms and not p.live:
+                p.passes(10)
             elif p.live:
                 self.results[min(p.live)] = f"r{min(p.live)}"
                 p.returns(min(p.live), f"r{min(p.live)}")
@@ -187,8 +197,10 @@ class AnyInterleaving(RuleBasedStateMachine):
             for call, value in self.results.items():
                 told = [call, *(twin for twin, first in shared.items() if first == call)]
                 assert values.count(value) == sum(accepted[each] is not None for each in told)
+            unheard = [note.data["text"] for note in self.p.notes if note.kind == "unheard"]
+            assert self.silent >= set(unheard)
             for text in self.said:
-                assert values.count(text) == 1
+                assert values.count(text) + unheard.count(text) == 1
         assert "twice" not in values
         assert not re.search(r"\[(CALL|INTR|TRAP)\]", self.p.shown)
 
