@@ -19,6 +19,7 @@ from aiohttp import web
 from asynclm.adapters.tools.toolbox import Toolbox
 from asynclm.cml.machine import POLICIES, RunError
 from asynclm.cml.machine.calls import AGENT, USER
+from asynclm.cml.machine.events import Scheduling
 from asynclm.proxy.background import Background
 from asynclm.proxy.chat import model_of, parse
 from asynclm.proxy.config import Config
@@ -164,11 +165,16 @@ class Server:
         return _json(timeline)
 
     async def interrupt(self, request: web.Request) -> web.StreamResponse:
-        """`POST /v1/asynclm/runs/{id}/interrupts`: put `text` into the running answer at the next safe moment."""
+        """`POST /v1/asynclm/runs/{id}/interrupts`: tell the model of a running answer something, when `scheduling` says.
+
+        Accepted (202) does not mean heard: the run may end first, which its timeline then says.
+        """
         try:
             said = msgspec.json.decode(await request.read(), type=_Interrupt)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise invalid(f'The body must be {{"text": "..."}}: {error}.', "text") from None
+            kinds = "|".join(Scheduling)
+            wanted = f'{{"text": "...", "source": "{USER}", "scheduling": "{kinds}"}}, all but text optional'
+            raise invalid(f"The body must be {wanted}: {error}.", "text") from None
         if said.source != USER and not (said.source.startswith(AGENT) and said.source.isidentifier()):
             raise invalid(f'source must be "{USER}", or a name that begins with "{AGENT}".', "source")
         id = request.match_info["id"]
@@ -177,7 +183,7 @@ class Server:
             if self.registry.known(id):
                 raise APIError(409, f"Run {id} is over.", code="run_finished")
             raise _no_run(request)
-        if not driver.interrupt(said.source, said.text):
+        if not driver.interrupt(said.source, said.text, said.scheduling):
             raise APIError(409, f"Run {id} takes no interrupts: it has no tools, or is over.", code="run_not_listening")
         return _json({"run": id, "accepted": True}, status=202)
 
@@ -225,6 +231,7 @@ class Server:
 class _Interrupt(msgspec.Struct):
     text: str
     source: str = USER
+    scheduling: Scheduling = Scheduling.INTERRUPT
 
 
 SERVER: Final = web.AppKey("asynclm", Server)
