@@ -165,9 +165,9 @@ class Server:
         return _json(timeline)
 
     async def interrupt(self, request: web.Request) -> web.StreamResponse:
-        """`POST /v1/asynclm/runs/{id}/interrupts`: tell the model of a running answer something, when `scheduling` says.
+        """`POST /v1/asynclm/runs/{id}/interrupts`: tell the model of a running answer something.
 
-        Accepted (202) does not mean heard: the run may end first, which its timeline then says.
+        `scheduling` says when. Accepted (202) does not mean heard: the run may end first, which its timeline then says.
         """
         try:
             said = msgspec.json.decode(await request.read(), type=_Interrupt)

@@ -135,7 +135,7 @@ async def test_calls_run_side_by_side_while_the_model_writes() -> None:
 
 
 async def test_policies_by_header() -> None:
-    for policy, streams in (("sync", 3), ("parallel", 2), ("coalesce", 2), ("auto", 2)):
+    for policy, streams in (("sync", 3), ("parallel", 2), ("coalesce", 2)):
         script = [
             Answer(CALL, CALL.replace(" a ", " b "), "[TRAP][END]"),
             Answer("[CALL] c [HEAD] add(x=5) [END]"),
