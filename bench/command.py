@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib.util
 import itertools
 import shlex
@@ -13,12 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from asynclm.bench import report
-from asynclm.bench.evaluation import Plan, UnknownCaseError, evaluate
+from asynclm.bench.evaluation import Plan, UnknownCaseError
+from asynclm.bench.evaluation import evaluate as virtually
 from asynclm.bench.flags import BOTH, KINDS, add_kind
 from asynclm.bench.methods import ALL, PARALLEL
 from asynclm.bench.results import VERSION, Report, Result, Setting, to_json
 from asynclm.proxy.demo.bfcl import MissingDatasetError
-from asynclm.proxy.demo.running import DemoError
+from asynclm.proxy.demo.loopback import LoopbackError
 from asynclm.proxy.picture import Picture
 
 _INSTALL: Final = "pip install 'asynclm[bench]'"
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         found = [(plan, _evaluate(plan, args, console)) for plan in _plans(args)]
     except (MissingDatasetError, UnknownCaseError, ValueError, _CannotBeginError) as error:
         return _fail(error, 2)
-    except DemoError as error:
+    except LoopbackError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return 130
@@ -65,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Whatever can be known to fail fails before anything is run."""
-    for package in ("looptime", *(["matplotlib"] if args.plot else [])):
+    needed = [*(["looptime"] if args.clock == "virtual" else []), *(["matplotlib"] if args.plot else [])]
+    for package in needed:
         if importlib.util.find_spec(package) is None:
             raise _CannotBeginError(f"{package} is not installed: {_INSTALL}")
     if args.kind == "sweep" and PARALLEL not in args.methods:
@@ -108,7 +111,15 @@ def _evaluate(plan: Plan, args: argparse.Namespace, console: Console) -> list[Re
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(plan.dataset, total=plan.runs())
-        return evaluate(plan, args.jobs, lambda count: progress.advance(bar, count))
+
+        def done(count: int) -> None:
+            progress.advance(bar, count)
+
+        if args.clock == "virtual":
+            return virtually(plan, args.jobs, done)
+        from asynclm.bench import real
+
+        return asyncio.run(real.evaluate(plan, args.concurrency, done))
 
 
 def _show(plan: Plan, results: list[Result], console: Console) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from asynclm.proxy.demo import running
 from asynclm.proxy.demo.bfcl import draw_cases, load_samples
+from asynclm.proxy.demo.loopback import LoopbackError
 from asynclm.proxy.demo.run import add_arguments, run
 from asynclm.proxy.demo.tools import Workshop
 
@@ -51,7 +52,7 @@ def test_a_wrong_answer_is_exit_status_1(capsys: pytest.CaptureFixture[str], mon
 
 async def test_a_run_that_the_proxy_refuses_is_one_line() -> None:
     settings = running.Settings(seed=0, policies=["sideways"], ttft_ms=1, tpot_ms=0, concurrency=1)
-    with pytest.raises(running.DemoError, match=r"^a run failed: BadRequestError: .*sideways") as caught:
+    with pytest.raises(LoopbackError, match=r"^a run failed: BadRequestError: .*sideways") as caught:
         await running.run_cases(draw_cases(load_samples(), 1, seed=0), settings, lambda outcome: None)
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,82 @@
+"""Real time over HTTP: right under every method, and the virtual clock's figures are its own."""
+
+import asyncio
+import statistics
+
+import pytest
+
+from asynclm.bench import evaluation, real
+from asynclm.bench.evaluation import Plan
+from asynclm.bench.methods import METHODS
+from asynclm.bench.results import Setting
+from asynclm.proxy.demo.loopback import LoopbackError
+
+QUICK = Setting(ttft_ms=1.0, tpot_ms=0.0, tool_ms=1.0)
+
+
+def ignore(count: int) -> None:
+    pass
+
+
+def test_every_method_is_right() -> None:
+    plan = Plan(dataset="multi-step-parallel", count=1, seed=1, settings=(QUICK,), methods=tuple(METHODS))
+    results = asyncio.run(real.evaluate(plan, 4, ignore))
+    assert [result.method for result in results] == list(METHODS)
+    assert [result.problems for result in results if result.problems] == []
+    assert {result.calls for result in results} == {results[0].calls}
+
+
+def test_interrupts_are_posted_while_the_answer_is_written() -> None:
+    plan = Plan(
+        dataset="multi-step-parallel",
+        count=1,
+        seed=1,
+        settings=(Setting(ttft_ms=5.0, tpot_ms=1.0, tool_ms=110.0),),
+        methods=("sync", "coalesce", "in-sequence"),
+        gap_ms=20.0,
+        timelines=True,
+    )
+    for result in asyncio.run(real.evaluate(plan, 1, ignore)):
+        assert result.problems == ()
+        assert result.timeline is not None
+        outside = [entry for entry in result.timeline.entries if entry.kind == "outside"]
+        assert len(outside) == (0 if result.method == "sync" else 2)
+
+
+def test_a_run_that_fails_is_one_line() -> None:
+    unknown = METHODS | {"sideways": METHODS["sync"].__class__("sideways", "Sideways", "sideways")}
+    plan = Plan(dataset="multi-step", count=1, seed=1, settings=(QUICK,), methods=("sideways",))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(real, "ALL", unknown)
+        with pytest.raises(LoopbackError, match=r"^a run failed: BadRequestError: .*sideways") as caught:
+            asyncio.run(real.evaluate(plan, 1, ignore))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_virtual_and_real_time_agree() -> None:
+    """Within 5%, in the median over the cases, for every method. Another load on the machine may spoil a measurement,
+    so that it may be repeated; a virtual clock that is wrong is wrong each time.
+    """
+    plan = Plan(
+        dataset="multi-step-parallel",
+        count=3,
+        seed=11,
+        settings=(Setting(ttft_ms=150.0, tpot_ms=5.0, tool_ms=110.0),),
+        methods=("sync", "parallel", "immediate", "coalesce", "fork", "in-sequence"),
+    )
+    virtual = evaluation.evaluate(plan, 1, ignore)
+    for _ in range(4):
+        measured = asyncio.run(real.evaluate(plan, 3, ignore))
+        ratios = {
+            method: statistics.median(
+                each.latency_s / exact.latency_s
+                for each, exact in zip(measured, virtual, strict=True)
+                if exact.method == method
+            )
+            for method in plan.methods
+        }
+        if all(0.95 <= ratio <= 1.05 for ratio in ratios.values()):
+            return
+    pytest.fail(f"real time over virtual: {ratios}")
