@@ -70,6 +70,8 @@ class Branching(Core):
         branches = self._branches
         if len(branches) < 2 or self._pending() or any(branch.fruitful for branch in branches):
             return
+        if not self._affordable():
+            return
         told = [branch.told for branch in branches]
         self._ahead = Ahead(self._streams, (*self.transcript, *told), self._now)
         self._extra.append(self._streams)

@@ -126,7 +126,7 @@ def auto(view: View) -> Move:
     last = view.unstarted + view.running == 0
     if last and not view.branches:
         return Move(start=True, deliver=True, choice="deliver", why="nothing else is pending")
-    resume = "a resume takes nobody knows how long" if forecast.ttft is None else f"a resume takes {_ms(forecast.ttft)}"
+    resume = "how long a resume takes is unknown" if forecast.ttft is None else f"a resume takes {_ms(forecast.ttft)}"
     trifle = 0.0 if forecast.ttft is None else _TRIFLE * forecast.ttft
     # What a chain of calls loses by waiting is lost only if the results lead on to a further call.
     if view.unbegun and forecast.age * forecast.age_leads <= trifle:
@@ -138,8 +138,8 @@ def auto(view: View) -> Move:
     if view.branches >= view.max_branches:
         return Move(start=True, choice="coalesce", why=f"{view.branches} branches are open, as many as may be")
     patience = trifle / max(forecast.leads, _TRIFLE)
-    awaited = "nobody knows how long" if forecast.next is None else f"{_ms(forecast.next)}"
-    why = f"the next result is expected in {awaited}, {resume}, {forecast.leads:.0%} of such results led to a call"
+    awaited = "at an unknown time" if forecast.next is None else f"in {_ms(forecast.next)}"
+    why = f"the next result is expected {awaited}; {resume}; {forecast.leads:.0%} of such results led to a call"
     if not last and not view.waited and forecast.next is not None and forecast.next <= patience:
         return Move(start=True, wait=patience, choice="wait", why=why)
     if last:
