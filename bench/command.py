@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from asynclm.bench import report
 from asynclm.bench.evaluation import Plan, UnknownCaseError
 from asynclm.bench.evaluation import evaluate as virtually
-from asynclm.bench.flags import BOTH, KINDS, add_kind
+from asynclm.bench.flags import BOTH, DATASETS, KINDS, add_kind
 from asynclm.bench.methods import ALL, PARALLEL
 from asynclm.bench.results import VERSION, Report, Result, Setting, to_json
 from asynclm.proxy.demo.bfcl import MissingDatasetError
@@ -25,7 +25,7 @@ from asynclm.proxy.picture import Picture
 
 _INSTALL: Final = "pip install 'asynclm[bench]'"
 # What does not matter to the figures, and so not to the command that repeats them.
-_ASIDE: Final = frozenset({"command", "kind", "jobs", "json", "timelines", "plot"})
+_ASIDE: Final = frozenset({"command", "kind", "jobs", "concurrency", "json", "timelines", "plot"})
 
 
 class _CannotBeginError(Exception):
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     try:
         _check(args)
-        found = [(plan, _evaluate(plan, args, console)) for plan in _plans(args)]
+        found = [(plan, _evaluate(plan, args, console)) for plan in _with_case(_plans(args))]
     except (MissingDatasetError, UnknownCaseError, ValueError, _CannotBeginError) as error:
         return _fail(error, 2)
     except LoopbackError as error:
@@ -73,6 +73,8 @@ def _check(args: argparse.Namespace) -> None:
             raise _CannotBeginError(f"{package} is not installed: {_INSTALL}")
     if args.kind == "sweep" and PARALLEL not in args.methods:
         raise _CannotBeginError(f"sweep compares with {PARALLEL}: it must be among the methods")
+    if args.tpot_ms == 0 and 0 in _several(args.tool_ms):
+        raise _CannotBeginError("tokens and tools that take no time leave nothing to measure: --tpot-ms or --tool-ms")
     if args.plot is not None:
         from asynclm.bench import plots
 
@@ -103,6 +105,20 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
     ]
 
 
+def _with_case(plans: list[Plan]) -> list[Plan]:
+    """Those that have the case, if one is named. Raises `UnknownCaseError` if none has."""
+    found, problem = [], None
+    for plan in plans:
+        try:
+            plan.runs()
+            found.append(plan)
+        except UnknownCaseError as error:
+            problem = error
+    if problem is not None and not found:
+        raise problem
+    return found
+
+
 def _several(value: float | tuple[float, ...]) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
 
@@ -125,7 +141,7 @@ def _evaluate(plan: Plan, args: argparse.Namespace, console: Console) -> list[Re
 def _show(plan: Plan, results: list[Result], console: Console) -> None:
     if plan.case is not None:
         timelines = [result.timeline for result in results if result.timeline is not None]
-        console.print(Picture(*timelines, titles=[f"{result.case}, {ALL[result.method].title}:" for result in results]))
+        console.print(Picture(*timelines, titles=[_title(result, plan) for result in results]))
         console.print()
     if len(plan.settings) > 1:
         console.print(report.sweep(results))
@@ -133,6 +149,13 @@ def _show(plan: Plan, results: list[Result], console: Console) -> None:
     console.print(report.heading(plan.dataset, results), highlight=False)
     console.print(report.table(results))
     console.print()
+
+
+def _title(result: Result, plan: Plan) -> str:
+    said = f"{result.case}, {ALL[result.method].title}"
+    if len(plan.settings) > 1:
+        said += f", {result.setting.ttft_ms:g} ms to the first token, tools {result.setting.tool_ms:g} ms"
+    return f"{said}:"
 
 
 def _write(args: argparse.Namespace, results: list[Result]) -> None:
@@ -160,7 +183,7 @@ def _command(args: argparse.Namespace) -> str:
     """The command that gives the same results again."""
     words = ["asynclm", "bench", args.kind]
     for name, value in vars(args).items():
-        if name not in _ASIDE and value is not None:
+        if name not in _ASIDE and value is not None and not (name == "dataset" and len(DATASETS[args.kind]) == 1):
             words += [f"--{name.replace('_', '-')}", _word(value)]
     return shlex.join(words)
 

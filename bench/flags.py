@@ -18,8 +18,9 @@ KINDS: Final = {
     "sweep": "multistep, at every time to first token with every tool time",
     "lpt": "independent calls in sequence: the longest written first, against other orders",
 }
+_MOST_CASES: Final = 10_000
 BOTH: Final = "both"
-_DATASETS: Final = {
+DATASETS: Final = {
     "parallel": (BOTH, "parallel", "live-parallel"),
     "multistep": ("multi-step-parallel", "multi-step"),
     "interrupts": ("multi-step-parallel",),
@@ -41,7 +42,7 @@ _CLOUD: Final = ((310.0,), (5.0,), (110.0,))  # the paper's GPT-4o
 def add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
     """The flags of one kind of evaluation."""
     what = parser.add_argument_group("what is run")
-    datasets, methods = _DATASETS[kind], _METHODS.get(kind, tuple(METHODS))
+    datasets, methods = DATASETS[kind], _METHODS.get(kind, tuple(METHODS))
     if len(datasets) == 1:
         parser.set_defaults(dataset=datasets[0])
     else:
@@ -52,7 +53,7 @@ def add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
             metavar="NAME",
             help=f"one of {', '.join(datasets)} (default %(default)s)",
         )
-    _number(what, "--cases", 200, "how many to draw, at most", positive)
+    _number(what, "--cases", 200, "how many to draw, at most", _count)
     what.add_argument("--case", metavar="ID", help="run only this one of them, and draw its timelines")
     _number(what, "--seed", 0, "what to draw cases and tool times with", int)
     what.add_argument(
@@ -91,7 +92,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     _number(how, "--concurrency", 4, "how many runs go on at once in real time", positive)
     out = parser.add_argument_group("what comes of it")
     out.add_argument("--json", type=Path, metavar="FILE", help="write every result to this file")
-    out.add_argument("--timelines", action="store_true", help="with the timeline of each run in it")
+    out.add_argument("--timelines", action="store_true", help="have each run's timeline in that file")
     out.add_argument("--plot", type=Path, metavar="FILE", help="draw the picture: .png, .svg or .pdf")
 
 
@@ -105,6 +106,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
     return int(text)
+
+
+def _count(text: str) -> int:
+    """A number of cases."""
+    number = positive(text)
+    if number > _MOST_CASES:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST_CASES}, not {text}")
+    return number
 
 
 def milliseconds(text: str) -> float:

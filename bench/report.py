@@ -51,8 +51,9 @@ def percentile(values: Sequence[float], percent: int) -> float:
 def heading(dataset: str, results: Sequence[Result]) -> str:
     """One line that says what the table below it is about."""
     setting = results[0].setting
+    cases = len({result.case for result in results})
     return (
-        f"{dataset}: {len({result.case for result in results})} cases; {setting.ttft_ms:g} ms to the first token, "
+        f"{dataset}: {cases} case{'' if cases == 1 else 's'}; {setting.ttft_ms:g} ms to the first token, "
         f"{setting.tpot_ms:g} ms a token, tools {setting.tool_ms:g} ms"
     )
 
