@@ -243,6 +243,10 @@ class TestErrors:
                 'upstreams.main.prefill: only for kind = "openai"',
             ),
             (
+                "[upstreams.main]\nkind = 'anthropic'\nprompt_cache_key = true",
+                'upstreams.main.prompt_cache_key: only for kind = "openai"',
+            ),
+            (
                 "[models.'*']\npolicy = 'forks'",
                 "models.\"*\".policy: 'forks' is not one of sync, parallel, immediate, coalesce, fork, auto, off",
             ),

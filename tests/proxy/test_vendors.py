@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from harness import answer_of, proxy_for
+from harness import proxy_for
 
 from asynclm.adapters.models.simulated.task import Node, Task, encode_task
 
@@ -57,7 +57,13 @@ class Messages:
         async def send(kind: str, **data: Any) -> None:
             await response.write(f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n".encode())
 
-        await send("message_start", message={"usage": {"input_tokens": 50, "output_tokens": 1}})
+        usage = {
+            "input_tokens": 12,
+            "cache_creation_input_tokens": 8,
+            "cache_read_input_tokens": 30,
+            "output_tokens": 1,
+        }
+        await send("message_start", message={"usage": usage})
         await send("content_block_start", index=0, content_block={"type": "text", "text": ""})
         await send("ping")
         for at in range(0, len(text), 5):
@@ -78,10 +84,16 @@ async def test_anthropic_with_tools(stream: bool) -> None:
                 model="claude-haiku-4-6", messages=QUESTION, stream=stream, **options
             )
             if stream:
-                assert await answer_of(answer) == ("Let me see.\n\nIt is 3.", "stop")
+                chunks = [chunk async for chunk in answer]
+                choices = [choice for chunk in chunks for choice in chunk.choices]
+                assert "".join(choice.delta.content or "" for choice in choices) == "Let me see.\n\nIt is 3."
+                assert choices[-1].finish_reason == "stop"
+                usage = chunks[-1].usage
             else:
                 assert answer.choices[0].message.content == "Let me see.\n\nIt is 3."
-                assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (100, 18)
+                usage = answer.usage
+            assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (100, 18, 118)
+            assert usage.prompt_tokens_details.cached_tokens == 60
         first, second = upstream.requests
         assert upstream.headers[0]["Authorization"] == "Bearer sk-client-key"
         system = first["system"] if isinstance(first["system"], str) else first["system"][0]["text"]

@@ -15,6 +15,7 @@ Body = dict[str, Any]
 class Answer:
     """One answer: text in pieces (a chunk each), then a finish reason, usage and [DONE], unless told otherwise.
 
+    `usage`: tokens of prompt and answer; `cached`: how many of the prompt were.
     `hold`: wait for this event before piece `hold_at`. `cut_at`: drop the connection before that piece. `error_at`:
     send an error event before it, and end. `status`: an error of that status instead of an answer. `raw`: these bytes
     instead.
@@ -25,6 +26,7 @@ class Answer:
         *pieces: str,
         reason: str = "stop",
         usage: tuple[int, int] | None = (10, 5),
+        cached: int | None = None,
         hold: asyncio.Event | None = None,
         hold_at: int = 0,
         cut_at: int | None = None,
@@ -37,6 +39,7 @@ class Answer:
         self.pieces = pieces
         self.reason = reason
         self.usage = usage
+        self.cached = cached
         self.hold = hold
         self.hold_at = hold_at
         self.cut_at = cut_at
@@ -135,7 +138,13 @@ class ScriptedUpstream:
         await response.write(chunk({}, answer.reason))
         if answer.usage is not None and (body.get("stream_options") or {}).get("include_usage"):
             prompt, completion = answer.usage
-            usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+            usage: Body = {
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "total_tokens": prompt + completion,
+            }
+            if answer.cached is not None:
+                usage["prompt_tokens_details"] = {"cached_tokens": answer.cached}
             await response.write(b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         return response
