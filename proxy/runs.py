@@ -48,7 +48,7 @@ class Runs:
         self._limits = config.limits.of_a_run()
         self._room = config.limits.cml_tokens
         self._toolbox = toolbox
-        self._instructions = instructions(toolbox.specs())
+        self._instructions = (toolbox.version, instructions(toolbox.specs()))
         self._upstreams = upstreams
         self._executor = executor
         self._registry = registry
@@ -76,7 +76,7 @@ class Runs:
         """Put a run together under the policy that `timeline` names; it starts when it is driven. Knows no HTTP."""
         model: Model = self._upstreams.model(route)
         abilities = model.abilities(route.upstream_model)
-        messages = prompt(chat, self._instructions) if with_tools else chat.messages
+        messages = prompt(chat, self._told()) if with_tools else chat.messages
         run = Run(
             self._toolbox if with_tools else None,
             POLICIES["auto" if timeline.policy == _OFF else timeline.policy],
@@ -114,6 +114,12 @@ class Runs:
             self._background,
             max_s=self._server.run_timeout_s,
         )
+
+    def _told(self) -> str:
+        """The instructions, which change with the tools."""
+        if self._instructions[0] != self._toolbox.version:
+            self._instructions = (self._toolbox.version, instructions(self._toolbox.specs()))
+        return self._instructions[1]
 
     async def _answer(
         self, request: web.Request, chat: ChatRequest, route: Route, policy: str, *, with_tools: bool

@@ -20,12 +20,12 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from asynclm.adapters.port import port
-from asynclm.adapters.tools.options import Options
-from asynclm.adapters.tools.python import load as load_python
-from asynclm.adapters.tools.toolbox import Toolbox
+from asynclm.adapters.tools.options import ToolDefinitionError
+from asynclm.adapters.tools.sources import Sources
 from asynclm.proxy.config import Config, load
 from asynclm.proxy.config_error import ConfigError
 from asynclm.proxy.server import SERVER, Server, make_app
+from asynclm.proxy.tool_sources import load_sources
 
 _GC_THRESHOLD: Final = (20_000, 20, 50)
 _BACKLOG: Final = 2048
@@ -96,12 +96,10 @@ def _run(args: argparse.Namespace, end: _End) -> int:
         environ["ASYNCLM_SERVER_PORT"] = str(args.port)
     try:
         config = load(args.config, environ, Path.cwd())
-        toolbox = load_toolbox(config)
+        sources = load_sources(config)
     except (ConfigError, ValueError) as error:
         print(f"asynclm: {error}", file=sys.stderr)
         return 2
-    for warning in config.warnings:
-        print(f"asynclm: warning: {warning}", file=sys.stderr)
     try:
         import uvloop
     except ImportError:  # not on Windows
@@ -109,7 +107,7 @@ def _run(args: argparse.Namespace, end: _End) -> int:
     else:
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     with runner, contextlib.suppress(KeyboardInterrupt):
-        status = runner.run(serve(config, toolbox))
+        status = runner.run(serve(config, sources))
         end.due(status)  # closing the loop waits for threads and tasks, too
         return status
     return 130
@@ -130,31 +128,50 @@ def _without_request(record: logging.LogRecord) -> bool:
     return True
 
 
-def load_toolbox(config: Config) -> Toolbox:
-    """The tools that the config names. Raises ValueError, one line that names the tool."""
-    tools = []
-    for entry in config.tools:
-        assert entry.python is not None, "the config has checked that each entry has a source"
-        options = Options(**{field: getattr(entry, field) for field in Options.__struct_fields__})
-        tools.append(load_python(entry.python, config.base, options))
-    return Toolbox(tools)
-
-
-async def serve(config: Config, toolbox: Toolbox) -> int:
-    """Serve in the running loop until told to stop; open runs get the grace time, then an error event.
-
-    Told a second time, the rest of the grace time is skipped.
+async def serve(config: Config, sources: Sources) -> int:
+    """Open the tools and serve in the running loop until told to stop; open runs get the grace time, then an error
+    event. Told a second time, the rest of the grace time is skipped.
     """
     stop, stop_now = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: (stop_now if stop.is_set() else stop).set())
+    try:
+        if not await _opened(sources, stop):
+            return 0
+        return await _listen(config, sources, stop, stop_now)
+    except ToolDefinitionError as error:
+        print(f"asynclm: {error}", file=sys.stderr)
+        return 2
+    finally:
+        await sources.aclose()
+
+
+async def _opened(sources: Sources, stop: asyncio.Event) -> bool:
+    """Whether the tools were opened before somebody said stop."""
+    opening = asyncio.create_task(sources.open())
+    told = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((opening, told), return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            return False
+        opening.result()
+        return True
+    finally:
+        told.cancel()
+        opening.cancel()
+        await asyncio.gather(told, opening, return_exceptions=True)
+
+
+async def _listen(config: Config, sources: Sources, stop: asyncio.Event, stop_now: asyncio.Event) -> int:
+    for warning in config.warnings:
+        print(f"asynclm: warning: {warning}", file=sys.stderr)
     # What is loaded now stays; and a stream makes many small objects that live as long as it does, which full
     # collections at Python's default pace would look through again and again (a tenth of the time of a busy proxy).
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLD)
-    app = make_app(config, toolbox)
+    app = make_app(config, sources.toolbox)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_CLOSE_S)
     await runner.setup()
     site = web.TCPSite(runner, config.server.host, config.server.port, backlog=_BACKLOG)

@@ -10,7 +10,7 @@ import keyword
 import math
 import reprlib
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, Final
 
 import jsonschema
@@ -40,18 +40,37 @@ class _Entry(msgspec.Struct, frozen=True):
 class Toolbox:
     """Tools by name; a `Catalog` for the run machine.
 
-    Raises ValueError for a name used twice, a name that no Python call could be written with, or an invalid schema.
+    Tools stand in groups, one a source, which can be replaced while runs go on: a call finds what is there when it is
+    checked. `version` grows with every change. Raises ValueError for a name used twice, a name that no Python call
+    could be written with, or an invalid schema.
     """
 
     def __init__(self, tools: Iterable[Tool] = ()) -> None:
+        self.version = 0
+        self._groups: dict[Hashable, dict[str, _Entry]] = {}
         self._entries: dict[str, _Entry] = {}
+        self.replace(None, tools)
+
+    def replace(self, group: Hashable, tools: Iterable[Tool]) -> None:
+        """Put these tools in place of the group's; a new group goes to the end.
+
+        Raises ValueError, as the constructor does; then nothing has changed.
+        """
+        entries: dict[str, _Entry] = {}
+        others = {name for key, members in self._groups.items() if key != group for name in members}
         for tool in tools:
             spec = tool.spec
             if not _callable_name(spec.name):
                 raise ValueError(f"tool name {spec.name!r}: it must be a Python identifier; dots may join several")
-            if spec.name in self._entries:
+            if spec.name in entries or spec.name in others:
                 raise ValueError(f"two tools are named {spec.name!r}: give one of them another name")
-            self._entries[spec.name] = _entry(tool, spec)
+            entries[spec.name] = _entry(tool, spec)
+        self._set(group, entries)
+
+    def _set(self, group: Hashable, entries: dict[str, _Entry]) -> None:
+        self._groups[group] = entries
+        self._entries = {name: entry for members in self._groups.values() for name, entry in members.items()}
+        self.version += 1
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -75,12 +94,14 @@ class Toolbox:
 
         Raises ValueError for a spec that isn't the very object that stands here under its name.
         """
-        other = Toolbox()
+        entries: dict[str, _Entry] = {}
         for tool in tools:
             entry = self._entries.get(tool.spec.name)
             if entry is None or entry.spec is not tool.spec:
                 raise ValueError(f"tool {tool.spec.name!r}: its spec is none of this toolbox")
-            other._entries[tool.spec.name] = msgspec.structs.replace(entry, tool=tool)
+            entries[tool.spec.name] = msgspec.structs.replace(entry, tool=tool)
+        other = Toolbox()
+        other._set(None, entries)
         return other
 
     def check(self, invocation: Invocation) -> tuple[ToolSpec, dict[str, Any]]:

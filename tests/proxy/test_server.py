@@ -11,6 +11,8 @@ from harness import answer_of, proxy_for
 from upstream import Answer, ScriptedUpstream
 from yarl import URL
 
+from asynclm.adapters.tools.python import PythonTool
+
 
 def add(x: int, y: int = 1) -> int:
     """Add two numbers."""
@@ -320,3 +322,20 @@ async def test_openai_error_types_reach_the_client() -> None:
             await proxy.client().chat.completions.create(model="m", messages=QUESTION)
         assert caught.value.code == "scripted_code"
         assert caught.value.response.headers["x-asynclm-run-id"].startswith("run_")
+
+
+async def test_the_model_is_told_of_tools_that_changed() -> None:
+    def double(x: int) -> int:
+        return 2 * x
+
+    script = [Answer("Nothing to do."), Answer("[CALL] a [HEAD] double(x=4) [END][TRAP][END]"), Answer("8.")]
+    async with ScriptedUpstream(script) as upstream, proxy_for(upstream.url, add) as proxy:
+        client = proxy.client()
+        await client.chat.completions.create(model="m", messages=QUESTION)
+        proxy.toolbox.replace("more", [PythonTool(double)])
+        completion = await client.chat.completions.create(model="m", messages=QUESTION)
+        assert completion.choices[0].message.content == "8."
+        before, after, resumed = (request["messages"][0]["content"] for request in upstream.requests)
+        assert "double(x: int)" not in before
+        assert "double(x: int)" in after
+        assert after == resumed

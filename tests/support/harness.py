@@ -20,9 +20,10 @@ from asynclm.proxy.server import SERVER, Server, make_app
 class Proxy:
     """A proxy that is up."""
 
-    def __init__(self, url: str, server: Server) -> None:
+    def __init__(self, url: str, server: Server, toolbox: Toolbox) -> None:
         self.url = url  # ends in /v1
         self.server = server
+        self.toolbox = toolbox
         self.clients: list[openai.AsyncOpenAI] = []
 
     def client(self, **options: Any) -> openai.AsyncOpenAI:
@@ -46,13 +47,14 @@ async def proxy_for(
         path = Path(temporary) / "asynclm.toml"
         path.write_text(f'[upstreams.main]\nkind = "{kind}"\n{address}{toml}')
         config = load(path, environ or {}, Path(temporary))
-        app = make_app(config, Toolbox([PythonTool(tool) for tool in tools]), environ or {})
+        toolbox = Toolbox([PythonTool(tool) for tool in tools])
+        app = make_app(config, toolbox, environ or {})
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         host, port = runner.addresses[0][:2]
-        proxy = Proxy(f"http://{host}:{port}/v1", app[SERVER])
+        proxy = Proxy(f"http://{host}:{port}/v1", app[SERVER], toolbox)
         try:
             yield proxy
         finally:

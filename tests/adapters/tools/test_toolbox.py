@@ -243,3 +243,18 @@ def test_other_tools_behind_the_same_specs() -> None:
 def test_other_tools_with_other_specs(name: str) -> None:
     with pytest.raises(ValueError, match=f"tool '{name}': its spec is none of this toolbox"):
         Toolbox([PythonTool(area)]).with_tools([Described(name=name)])
+
+
+def test_a_group_is_replaced_whole_or_not_at_all() -> None:
+    box = Toolbox([PythonTool(area)])
+    box.replace("more", [PythonTool(forecast), PythonTool(nothing)])
+    box.replace("last", [PythonTool(anything)])
+    box.replace("more", [PythonTool(nothing)])
+    assert [spec.name for spec in box.specs()] == ["area", "nothing", "anything"]
+    version = box.version
+    with pytest.raises(ValueError, match="two tools are named 'area'"):
+        box.replace("more", [PythonTool(forecast), PythonTool(area)])
+    with pytest.raises(ValueError, match="two tools are named 'f'"):
+        box.replace("more", [PythonTool(forecast, Options(name="f")), PythonTool(nothing, Options(name="f"))])
+    assert [spec.name for spec in box.specs()] == ["area", "nothing", "anything"]
+    assert box.version == version
