@@ -98,6 +98,8 @@ class Parser:
         if held and END.startswith(held):
             return END[len(held) :]
         literal = self._literal or (held if len(held) == 1 and held in "'\"" else "")
+        if self._literal and held and self._literal.startswith(held):
+            literal = self._literal[len(held) :]  # quotes that may be the first of those that close it
         return f"\\{literal} {END}" if held == "\\" else f"{literal} {END}"
 
     def feed(self, text: str) -> list[Event]:

@@ -155,6 +155,7 @@ def test_text_goes_out_at_once(text: str) -> None:
 @example("[CALL] f('a\\")
 @example("[CALL] f('")
 @example("[CALL] f('''a''")
+@example("[CALL]''''")
 @example("[TRAP] a [E")
 def test_closing_closes(text: str) -> None:
     parser = Parser()
