@@ -18,7 +18,8 @@ model waits, the answer, and a TTFT for every resume come on top where there are
   E, and the bound is the paper's L_async); so nothing is faster than that. With one chain it is the chain.
 
 Where a token border falls depends on what was written before, so a real run may take a token more or less for each
-block than a bound counts for it.
+block than a bound counts for it. Not counted: an API that watches for a stop sequence holds back what could be the
+beginning of one, so that a block whose end looks like it is known a token late.
 """
 
 from __future__ import annotations
