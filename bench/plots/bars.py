@@ -5,6 +5,7 @@ Beside each bar stands what it shows, in figures: the mean, and how many times f
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Final
@@ -12,7 +13,7 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from asynclm.bench.methods import IN_SEQUENCE, PARALLEL, SYNC
+from asynclm.bench.methods import ALL, PARALLEL, RANDOM, SYNC
 from asynclm.bench.report import methods_of, percentile, speed
 from asynclm.bench.results import Report, Result, Setting
 
@@ -30,38 +31,48 @@ _COLUMNS: Final = (0.66, 1.42, 2.30)  # where the columns of figures end, inches
 
 
 def bars(report: Report) -> Figure:
-    """A panel for each setting; in each, a bar for each method in the order of the results."""
-    panels: dict[Setting, list[Result]] = {}
+    """A panel for each dataset and setting; in each, a bar for each method in the order of the results."""
+    panels: dict[tuple[str, Setting], list[Result]] = {}
     for result in report.results:
-        panels.setdefault(result.setting, []).append(result)
+        panels.setdefault((_dataset(result.case), result.setting), []).append(result)
     heights = [_BAR * len(methods_of(results)) + 0.7 for results in panels.values()]
-    figure = Figure(figsize=(_WIDTH, sum(heights) + 1.2))
+    figure = Figure(figsize=(_WIDTH, sum(heights) + 1.35))
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)
-    for axes, (setting, results) in zip(grid[:, 0], panels.items(), strict=True):
+    settings = {setting for _, setting in panels}
+    for axes, ((dataset, setting), results) in zip(grid[:, 0], panels.items(), strict=True):
         _panel(axes, results)
         if len(panels) > 1:
-            axes.set_title(style.speeds(setting), loc="left", fontsize=style.TEXT, color=style.INK, pad=16)
+            named = f"{dataset}: {style.count(results)}"
+            if len(settings) > 1:
+                named += f"; {style.speeds(setting)}"
+            axes.set_title(named, loc="left", fontsize=style.TEXT, color=style.INK, pad=4)
     grid[0, 0].set_xlim(left=0)
     grid[-1, 0].set_xlabel("latency from first to last token, s: mean, 10th and 90th percentile", fontsize=style.SMALL)
-    cases = style.count(report)
-    lines = [f"{cases}; {style.speeds(next(iter(panels)))}" if len(panels) == 1 else cases, style.origin(report)]
+    above = [style.count(report.results), style.origin(report)]
+    if len(settings) == 1:
+        above[0] += f"; {style.speeds(settings.pop())}"
     below = ["Speeds are the mean of the cases' ratios."]
     if any(result.bounds for result in report.results):
-        below.append("Dashed: the lower bound that theory gives for stop and resume, and for Async in sequence (mean).")
-    style.lay_out(figure, _TITLES[report.kind], lines, below)
+        below[0] += " Dashed: the mean of the lower bounds that theory gives."
+    style.lay_out(figure, _TITLES[report.kind], above, below + style.repeat(report))
     return figure
+
+
+def _dataset(case: str) -> str:
+    """Where a case comes from, by its id: BFCL's file, but for the two halves of its parallel questions."""
+    return re.sub(r"(_multiple)?[_\d-]*$", "", case).replace("_", "-")
 
 
 def _panel(axes: Axes, results: Sequence[Result]) -> None:
     methods = methods_of(results)
-    baselines = [method for method in (SYNC, PARALLEL) if method in methods]
+    baselines = [method for method in (SYNC, PARALLEL, RANDOM) if method in methods]
     _column(axes, 0, "mean", None)
     for number, baseline in enumerate(baselines, 1):
         _column(axes, number, f"speed over\n{style.title_of(baseline)}", None)
     for place, method in enumerate(methods):
         latencies = [result.latency_s for result in results if result.method == method]
         mean, low, high = statistics.mean(latencies), percentile(latencies, 10), percentile(latencies, 90)
-        axes.barh(place, mean, height=0.66, color=style.color(method, place), label=style.title_of(method))
+        axes.barh(place, mean, height=0.66, color=style.color(method), label=style.title_of(method))
         # The mean of a skewed sample can lie outside its percentiles.
         whiskers = [[max(mean - low, 0)], [max(high - mean, 0)]]
         axes.errorbar(mean, place, xerr=whiskers, color=style.INK, capsize=2.5, linewidth=1)
@@ -96,11 +107,9 @@ def _column(axes: Axes, number: int, text: str, place: int | None, *, bold: bool
 
 def _bounds(axes: Axes, results: Sequence[Result], methods: Sequence[str]) -> None:
     """A line across the bars of the methods that a bound holds for: its mean over the cases."""
-    for name, held in (
-        ("stop_and_resume", [place for place, method in enumerate(methods) if method != IN_SEQUENCE]),
-        ("in_sequence", [place for place, method in enumerate(methods) if method == IN_SEQUENCE]),
-    ):
+    for name, inject in (("stop_and_resume", False), ("in_sequence", True)):
         values = {result.case: result.bounds[name] for result in results if name in result.bounds}
+        held = [place for place, method in enumerate(methods) if method in ALL and ALL[method].inject == inject]
         if held and values:
             axes.plot(
                 [statistics.mean(values.values())] * 2,

@@ -45,7 +45,7 @@ def heat_map(report: Report) -> Figure:
     across = min(_ACROSS, len(methods))
     down = math.ceil(len(methods) / across)
     width = max(across * (len(tools) * _CELL[0] + 0.3) + 1.2, _MIN_WIDTH)
-    figure = Figure(figsize=(width, down * (len(ttfts) * _CELL[1] + 0.4) + 1.7))
+    figure = Figure(figsize=(width, down * (len(ttfts) * _CELL[1] + 0.4) + 2.0))
     scale = Normalize(-math.log(_LIMIT), math.log(_LIMIT))
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     for number, axes in enumerate(grid.flat):
@@ -65,9 +65,9 @@ def heat_map(report: Report) -> Figure:
     bar = figure.colorbar(ScalarMappable(scale, _COLOURS), ax=grid, extend="both", shrink=0.8, aspect=30)
     bar.set_ticks([math.log(mark) for mark in _MARKS], labels=[f"{mark:.3g}{style.TIMES}" for mark in _MARKS])
     bar.ax.tick_params(labelsize=style.SMALL)
-    lines = [f"{style.count(report)}; {tpots.pop():g} ms a token", style.origin(report)]
+    lines = [f"{style.count(report.results)}; {tpots.pop():g} ms a token", style.origin(report)]
     below = ["Speeds are the mean of the cases' ratios; above 1 is faster than Sync-Parallel."]
-    style.lay_out(figure, "Speed over Sync-Parallel", lines, below)
+    style.lay_out(figure, "Speed over Sync-Parallel", lines, below + style.repeat(report))
     return figure
 
 

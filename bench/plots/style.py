@@ -5,14 +5,27 @@ Colours are Okabe and Ito's, which people with any kind of colour blindness can 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from asynclm.bench.methods import METHODS
-from asynclm.bench.results import Report, Setting
+from asynclm.bench.methods import (
+    ALL,
+    AUTO,
+    COALESCE,
+    FORK,
+    IMMEDIATE,
+    IN_SEQUENCE,
+    LPT,
+    PARALLEL,
+    RANDOM,
+    SHORTEST,
+    SYNC,
+)
+from asynclm.bench.results import Report, Result, Setting
 
 GREY: Final = "#BBBBBB"
 DARK: Final = "#888888"
@@ -33,25 +46,27 @@ TEXT: Final = 9
 SMALL: Final = 8
 
 _METHODS: Final = {
-    "sync": GREY,
-    "parallel": DARK,
-    "immediate": ORANGE,
-    "coalesce": SKY,
-    "fork": GREEN,
-    "auto": BLUE,
-    "in-sequence": PINK,
+    SYNC: GREY,
+    PARALLEL: DARK,
+    IMMEDIATE: ORANGE,
+    COALESCE: SKY,
+    FORK: GREEN,
+    AUTO: BLUE,
+    IN_SEQUENCE: PINK,
+    LPT: PINK,
+    RANDOM: GREY,
+    SHORTEST: DARK,
 }
-_OTHERS: Final = (BLUE, ORANGE, GREEN, PINK, SKY, GREY)
 
 
-def color(method: str, place: int) -> str:
-    """The colour of a method, the same in every picture; `place` chooses for one that has none."""
-    return _METHODS.get(method, _OTHERS[place % len(_OTHERS)])
+def color(method: str) -> str:
+    """The colour of a method, the same in every picture."""
+    return _METHODS.get(method, INK)
 
 
 def title_of(method: str) -> str:
     """What a method is called in pictures and tables."""
-    return METHODS[method].title if method in METHODS else method
+    return ALL[method].title if method in ALL else method
 
 
 def speeds(setting: Setting) -> str:
@@ -59,16 +74,23 @@ def speeds(setting: Setting) -> str:
     return f"TTFT {setting.ttft_ms:g} ms, {setting.tpot_ms:g} ms a token, tools {setting.tool_ms:g} ms in the mean"
 
 
-def count(report: Report) -> str:
+def count(results: Sequence[Result]) -> str:
     """How many cases there are, in words."""
-    cases = len({result.case for result in report.results})
-    return f"{cases} cases" if cases > 1 else f"1 case ({report.results[0].case})"
+    cases = len({result.case for result in results})
+    return f"{cases} cases" if cases > 1 else f"1 case ({results[0].case})"
 
 
 def origin(report: Report) -> str:
     """Where the figures come from: what ran, and on which clock."""
     clock = "a virtual clock" if report.clock == "virtual" else "real time, over HTTP"
     return f"the proxy's own code on {clock}; model and tool times are simulated; seed {report.seed}"
+
+
+def repeat(report: Report) -> list[str]:
+    """The command that repeats it, in lines that fit below a picture; no flag is parted from its value."""
+    kept = report.command.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}--", " --")
+    lines = textwrap.wrap(kept, 108, subsequent_indent="    ", break_on_hyphens=False)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def lay_out(figure: Figure, title: str, above: Sequence[str], below: Sequence[str] = ()) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +15,34 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from asynclm.bench.analytic import bounds
-from asynclm.bench.methods import METHODS
+from asynclm.bench.evaluation import Plan, evaluate
+from asynclm.bench.methods import METHODS, ORDERS
 from asynclm.bench.plots import draw, draw_timeline, figure
 from asynclm.bench.plots.timeline import timelines
 from asynclm.bench.report import percentile, speed
 from asynclm.bench.results import VERSION, Report, Result, Setting
-from asynclm.bench.virtual import run_case
-from asynclm.bench.workloads import load_cases
 
 CLOUD = Setting(ttft_ms=310, tpot_ms=5, tool_ms=110)
 SWEEP = [Setting(ttft_ms=ttft, tpot_ms=5, tool_ms=tool) for ttft in (60, 600) for tool in (110, 550)]
 
 
-def measured(settings: list[Setting], methods: list[str], count: int) -> list[Result]:
-    found = []
-    for setting in settings:
-        for case in load_cases("multi-step-parallel", count, 5, setting.tool_ms):
-            known = bounds(case.task(), {call.id: call.running_ms for call in case.calls}, setting)
-            for method in methods:
-                result = run_case(case, METHODS[method], setting, with_timeline=True)
-                found.append(msgspec.structs.replace(result, bounds=known))
-    return found
+def measured(dataset: str, settings: list[Setting], methods: Iterable[str], count: int) -> list[Result]:
+    plan = Plan(dataset=dataset, count=count, seed=5, settings=tuple(settings), methods=tuple(methods), timelines=True)
+    return evaluate(plan, 1, lambda count: None)
 
 
-def report(kind: str, results: list[Result]) -> Report:
-    return Report(asynclm_bench=VERSION, command="", kind=kind, clock="virtual", seed=5, results=results)
+def report(kind: str, results: list[Result], command: str = "") -> Report:
+    return Report(asynclm_bench=VERSION, command=command, kind=kind, clock="virtual", seed=5, results=results)
 
 
 @pytest.fixture(scope="module")
 def cloud() -> list[Result]:
-    return measured([CLOUD], list(METHODS), 3)
+    return measured("multi-step-parallel", [CLOUD], METHODS, 3)
 
 
 @pytest.fixture(scope="module")
 def sweep() -> list[Result]:
-    return measured(SWEEP, ["parallel", "coalesce", "in-sequence"], 2)
+    return measured("multi-step-parallel", SWEEP, ["parallel", "coalesce", "in-sequence"], 2)
 
 
 def texts(figure: Figure) -> list[str]:
@@ -126,6 +119,30 @@ def test_a_panel_for_each_setting(sweep: list[Result]) -> None:
         here = [result for result in sweep if result.setting == setting]
         assert axes.patches[0].get_width() == pytest.approx(statistics.mean(of(here, "parallel")))
         assert f"TTFT {setting.ttft_ms:g} ms" in axes.get_title("left")
+
+
+def test_a_panel_for_each_dataset() -> None:
+    results = [each for name in ("parallel", "live-parallel") for each in measured(name, [CLOUD], ORDERS, 4)]
+    drawn = figure(report("lpt", results))
+    assert [axes.get_title("left") for axes in drawn.axes] == ["parallel: 4 cases", "live-parallel: 4 cases"]
+    for axes, live in zip(drawn.axes, (False, True), strict=True):
+        here = [result for result in results if result.case.startswith("live") == live]
+        told = [text.get_text() for text in axes.texts]
+        assert "speed over\nRandom" in told
+        assert f"{speed(here, 'random', 'lpt')[0]:.2f}\N{MULTIPLICATION SIGN}" in told
+        (bound,) = [line for line in axes.lines if line.get_label() == "bound: in_sequence"]
+        assert [round(y) for y in bound.get_ydata()] == [0, 2], "all of them are in sequence"
+
+
+def test_below_stands_the_command_that_repeats_it(cloud: list[Result]) -> None:
+    methods = ",".join(METHODS)
+    command = f"asynclm bench multistep --cases 3 --seed 5 --methods {methods} --ttft-ms 310 --tpot-ms 5 --tool-ms 110"
+    for kind in ("multistep", "sweep"):
+        (said,) = [text for text in texts(figure(report(kind, cloud, command))) if "asynclm bench" in text]
+        lines = said[said.index("asynclm") :].splitlines()
+        assert len(lines) > 1
+        assert " ".join(line.strip() for line in lines) == command
+        assert all(line.split()[-1][:2] != "--" for line in lines), "a flag and its value stand in one line"
 
 
 def test_without_a_baseline_no_speeds(cloud: list[Result]) -> None:
