@@ -24,6 +24,7 @@ from .ahead import Ahead, Held
 from .branch import Branch
 from .calls import RUNTIME
 from .core import Core
+from .events import Scheduling
 from .interrupt import Interrupt
 
 _ANSWER: Final = 64  # tokens that a branch is expected to write
@@ -32,6 +33,10 @@ _ALL_TOLD: Final = '{"note":"all results are in: go on, or give your answer"}'
 
 class Branching(Core):
     """The part of a run that opens, reads and folds branches."""
+
+    @abstractmethod
+    def _deliver(self, behind: int | None) -> None:
+        """Tell what is queued to the stream that writes the transcript on, or to a new one."""
 
     @abstractmethod
     def _replay(self, event: Held) -> None:
@@ -45,19 +50,31 @@ class Branching(Core):
         return None
 
     def _deliverable(self) -> list[Interrupt]:
-        """What is queued, but for the results of calls that stand in a branch not yet folded."""
-        if not self._branches:
-            return self._queue
+        """What of the queue may be told now.
+
+        Not results of calls that stand in a branch not yet folded, nor what waits for an idle model while it writes.
+        """
         unfolded = {branch.number for branch in self._branches}
-        return [interrupt for interrupt in self._queue if interrupt.branch not in unfolded]
+        writing = bool(self._branches) or not self._waiting
+        return [
+            interrupt
+            for interrupt in self._queue
+            if interrupt.branch not in unfolded and not (writing and interrupt.scheduling is Scheduling.WHEN_IDLE)
+        ]
+
+    def _take(self) -> list[Interrupt]:
+        """Take what may be told now out of the queue."""
+        taken = self._deliverable()
+        gone = set(taken)
+        self._queue = [interrupt for interrupt in self._queue if interrupt not in gone]
+        return taken
 
     def _fork(self) -> None:
         """Open a branch that is told what is queued."""
-        told = self._deliverable()
-        self._queue = [interrupt for interrupt in self._queue if interrupt not in told]
         if self._streams > self._limits.max_resumes:
             self._end("length")
             return
+        told = self._take()
         self._drop_ahead()
         branch = Branch(self._streams, len(self.transcript), self._told(told, self._streams), told, self._now)
         self._branches.append(branch)
@@ -178,10 +195,12 @@ class Branching(Core):
         else:
             self._drop_ahead()
             self._extra.append(self._streams)
-            if self.transcript[-1].author == "runtime":
-                self._open()
-            else:
+            if self.transcript[-1].author != "runtime":
                 self._go_on(RUNTIME, _ALL_TOLD)
+            elif self._queue:
+                self._deliver(None)  # all that is left is silent: here it goes along
+            else:
+                self._open()
 
     def _adopt(self, ahead: Ahead) -> None:
         """The branches brought nothing new: the stream that was opened ahead writes the transcript on."""

@@ -22,7 +22,7 @@ class Deciding(Branching):
         """Whether something is queued that waits for no policy."""
         kinds = {interrupt.scheduling for interrupt in self._queue}
         if Scheduling.INTERRUPT in kinds:
-            return True
+            return sum(not branch.settled for branch in self._branches) < self._limits.max_branches
         return Scheduling.WHEN_IDLE in kinds and self._waiting and not self._branches
 
     def _move(self) -> Move:

@@ -9,7 +9,7 @@ out:
 - *start*: calls that were written begin to run;
 - *stop*: the stream is cut right behind the last block, and the model waits;
 - *fork*: what is queued opens a branch beside the others (`branching.py`);
-- *deliver*: all of the queue goes in, as one piece. Into the live sequence where the model takes injection; otherwise
+- *deliver*: what is queued goes in, as one piece. Into the live sequence where the model takes injection; otherwise
   the stream is cut, the transcript grows by what was written and by the interrupts, and a new stream opens on it.
 
 Two rules hold whatever the policy says. Nothing is delivered in a critical section, that is inside a block or
@@ -41,6 +41,7 @@ from .events import (
     OutsideInterrupt,
     ReasoningArrived,
     ResultArrived,
+    Scheduling,
     StreamEnded,
     StreamFailed,
     StreamOpened,
@@ -304,7 +305,8 @@ class Run(Deciding):
         self._do(Note("outside", data=said))
         value = msgspec.json.encode(event.text).decode()
         self._queue.append(Interrupt(event.source, value, event.scheduling))
-        self._drop_ahead()
+        if event.scheduling is not Scheduling.SILENT:
+            self._drop_ahead()
         self._advance()
 
     def _on_timer(self, event: TimerFired) -> None:
@@ -380,22 +382,23 @@ class Run(Deciding):
         self._deliver(None)
 
     def _deliver(self, behind: int | None) -> None:
-        """Tell all that is queued to the stream that writes the transcript on, or to a new one."""
-        queue, self._queue = self._queue, []
+        """Tell what is queued to the stream that writes the transcript on, or to a new one."""
+        stream = self._stream
+        live = stream is not None and self._injectable(stream)
+        if stream is not None and not live:
+            self._cut(stream, behind)
+        if not live and self._streams > self._limits.max_resumes:
+            self._end("length")
+            return
+        queue = self._take()
         self._waiting = False
         self._named = frozenset()
-        stream = self._stream
-        if stream is not None and self._injectable(stream):
+        if stream is not None and live:
             self._keep(stream, None)
             stream.idle = False
             told = self._told(queue, stream.number)
             self.transcript.append(told)
             self._do(Inject(stream.number, told.text))
-            return
-        if stream is not None:
-            self._cut(stream, behind)
-        if self._streams > self._limits.max_resumes:
-            self._end("length")
             return
         self.transcript.append(self._told(queue, self._streams))
         self._open(tuple(interrupt.id for interrupt in queue))

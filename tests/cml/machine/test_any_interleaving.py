@@ -133,7 +133,11 @@ class AnyInterleaving(RuleBasedStateMachine):
         if self.p.forks:
             # Branches can't be each other's prefixes, but what each forked from stays as it was.
             whole = tuple(self.p.run.transcript)
-            assert all(whole[: len(prompt[:-1])] == prompt[:-1] for prompt in self.p.prompts)
+            ahead = {note.stream for note in self.p.notes if note.kind == "ahead"}
+            adopted = {note.stream for note in self.p.notes if note.kind == "adopted"}
+            for stream, prompt in enumerate(self.p.prompts):
+                if stream not in ahead - adopted:  # on what would have been the transcript
+                    assert whole[: len(prompt[:-1])] == prompt[:-1]
             return
         for earlier, later in itertools.pairwise(prompts):
             assert later[: len(earlier)] == earlier
@@ -188,6 +192,11 @@ class AnyInterleaving(RuleBasedStateMachine):
         assert set(self.p.executed) <= set(accepted)
         for value in self.results.values():
             assert values.count(value) <= 1
+        unheard = [note.data["text"] for note in self.p.notes if note.kind == "unheard"]
+        told = [note.data["text"] for note in self.p.notes if note.kind == "interrupt"]
+        for text in self.said:  # however the run ends, nobody's words are lost without a word
+            assert text in unheard or any(text.removesuffix("[END]") in each for each in told)
+            assert text not in values or text not in unheard
         complete = self.p.finish.error is None and self.p.finish.reason != "length"
         bounded = any(note.kind in ("forged",) for note in self.p.notes) or any(
             note.data.get("empty") for note in self.p.notes
@@ -197,7 +206,6 @@ class AnyInterleaving(RuleBasedStateMachine):
             for call, value in self.results.items():
                 told = [call, *(twin for twin, first in shared.items() if first == call)]
                 assert values.count(value) == sum(accepted[each] is not None for each in told)
-            unheard = [note.data["text"] for note in self.p.notes if note.kind == "unheard"]
             assert self.silent >= set(unheard)
             for text in self.said:
                 assert values.count(text) + unheard.count(text) == 1
