@@ -172,19 +172,23 @@ class Server:
         try:
             said = msgspec.json.decode(await request.read(), type=_Interrupt)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            kinds = "|".join(Scheduling)
-            wanted = f'{{"text": "...", "source": "{USER}", "scheduling": "{kinds}"}}, all but text optional'
-            raise invalid(f"The body must be {wanted}: {error}.", "text") from None
+            wanted = f'{{"text": "...", "source": "{USER}", "scheduling": "{Scheduling.INTERRUPT}"}}'
+            raise invalid(f"The body must be {wanted}, all but text optional: {error}.", "text") from None
+        if not said.text:
+            raise invalid("text must not be empty.", "text")
         if said.source != USER and not (said.source.startswith(AGENT) and said.source.isidentifier()):
             raise invalid(f'source must be "{USER}", or a name that begins with "{AGENT}".', "source")
+        if said.scheduling not in list(Scheduling):
+            known = "|".join(Scheduling)
+            raise invalid(f"scheduling must be one of {known}, not {said.scheduling[:40]!r}.", "scheduling")
         id = request.match_info["id"]
         driver = self.registry.driver(id)
         if driver is None:
             if self.registry.known(id):
-                raise APIError(409, f"Run {id} is over.", code="run_finished")
+                raise _deaf(f"Run {id} is over.", "run_finished")
             raise _no_run(request)
-        if not driver.interrupt(said.source, said.text, said.scheduling):
-            raise APIError(409, f"Run {id} takes no interrupts: it has no tools, or is over.", code="run_not_listening")
+        if not driver.interrupt(said.source, said.text, Scheduling(said.scheduling)):
+            raise _deaf(f"Run {id} takes no interrupts: it has no tools, or is over.", "run_not_listening")
         return _json({"run": id, "accepted": True}, status=202)
 
     async def nothing_here(self, request: web.Request) -> web.StreamResponse:
@@ -231,7 +235,7 @@ class Server:
 class _Interrupt(msgspec.Struct):
     text: str
     source: str = USER
-    scheduling: Scheduling = Scheduling.INTERRUPT
+    scheduling: str = Scheduling.INTERRUPT
 
 
 SERVER: Final = web.AppKey("asynclm", Server)
@@ -271,6 +275,11 @@ def _no_run(request: web.Request) -> APIError:
     return APIError(
         404, f"There is no run {request.match_info['id'][:80]!r} (the last ones are kept).", code="run_not_found"
     )
+
+
+def _deaf(message: str, code: str) -> APIError:
+    # OpenAI's clients would send it again on a 409, which helps nobody here.
+    return APIError(409, message, code=code, headers={"x-should-retry": "false"})
 
 
 def _json(value: object, status: int = 200) -> web.Response:
