@@ -73,6 +73,8 @@ def _check(args: argparse.Namespace) -> None:
             raise _CannotBeginError(f"{package} is not installed: {_INSTALL}")
     if args.kind == "sweep" and PARALLEL not in args.methods:
         raise _CannotBeginError(f"sweep compares with {PARALLEL}: it must be among the methods")
+    if args.kind == "sweep" and args.plot is not None and args.case is None and set(args.methods) == {PARALLEL}:
+        raise _CannotBeginError(f"sweep draws the speed over {PARALLEL}: name a method beside it")
     if args.tpot_ms == 0 and 0 in _several(args.tool_ms):
         raise _CannotBeginError("tokens and tools that take no time leave nothing to measure: --tpot-ms or --tool-ms")
     if args.plot is not None:

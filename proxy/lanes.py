@@ -12,16 +12,16 @@ import msgspec
 
 from asynclm.cml.timeline import Entry, Timeline
 
-SpanKind = Literal["wait", "text", "block", "paused", "queued", "running", "failed", "held"]
+SpanKind = Literal["wait", "text", "ahead", "block", "paused", "queued", "running", "failed", "held"]
 MarkKind = Literal["interrupt", "trap", "delivered", "rejected", "cancelled", "outside"]
 
 
 class Span(msgspec.Struct, frozen=True):
     """A stretch of time.
 
-    Of a stream: `wait` (for its first token), `text`, `block` (a call or a trap being written), `paused` (it waits at a
-    trap for an injection). Of a call: `queued`, `running` or `failed` (it ran, and came back as an error), `held` (the
-    result is there, the model has not been told).
+    Of a stream: `wait` (for its first token), `text`, `ahead` (it was opened ahead, and what it writes is held back),
+    `block` (a call or a trap being written), `paused` (it waits at a trap for an injection). Of a call: `queued`,
+    `running` or `failed` (it ran, and came back as an error), `held` (its result has not been told to the model).
     """
 
     start: float
@@ -77,6 +77,7 @@ def _stream(entries: list[Entry], end: float) -> Lane:
     lane = Lane("stream")
     since: float | None = None  # where the stretch that is under way began
     doing: SpanKind = "wait"
+    writes: SpanKind = "text"
 
     def until(t: float, kind: SpanKind) -> None:
         nonlocal since
@@ -89,9 +90,16 @@ def _stream(entries: list[Entry], end: float) -> Lane:
         match entry.kind:
             case "opened":
                 since = entry.t
+            case "ahead":
+                writes = "ahead"
+            case "adopted":
+                writes = "text"
+                if doing == "ahead":
+                    until(entry.t, "ahead")
+                    doing = "text"
             case "first_token":
                 until(entry.t, "wait")
-                doing = "text"
+                doing = writes
             case "text" | "thinking":
                 until(entry.t, "text")
             case "call" | "rejected" | "forged":

@@ -23,6 +23,7 @@ _MIN_TICK: Final = 8  # columns
 _SPANS: Final[dict[SpanKind, tuple[str, str, str, str]]] = {
     "wait": ("░", ".", "yellow", "waits for first token"),
     "text": ("▒", "=", "white", "writes text"),
+    "ahead": ("▒", "~", "bright_black", "writes ahead, held back"),
     "block": ("█", "#", "cyan", "writes a call or trap"),
     "paused": ("╌", "_", "yellow", "waits at a trap"),
     "queued": ("·", ".", "yellow", "queued"),
@@ -30,7 +31,7 @@ _SPANS: Final[dict[SpanKind, tuple[str, str, str, str]]] = {
     "failed": ("▓", "%", "red", "runs, and fails"),
     "held": ("─", "-", "magenta", "result not yet delivered"),
 }
-_WORK: Final = frozenset({"text", "block", "running", "failed"})
+_WORK: Final = frozenset({"text", "ahead", "block", "running", "failed"})
 _MARKS: Final[dict[MarkKind, tuple[str, str, str, str]]] = {
     "interrupt": ("▼", "v", "bold magenta", "interrupt"),
     "trap": ("◆", "T", "bold yellow", "trap"),

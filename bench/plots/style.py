@@ -41,6 +41,8 @@ FAINT: Final = "#666666"
 
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
 
+SIMULATED: Final = "model and tool times are simulated"
+
 TITLE: Final = 11
 TEXT: Final = 9
 SMALL: Final = 8
@@ -74,6 +76,11 @@ def speeds(setting: Setting) -> str:
     return f"TTFT {setting.ttft_ms:g} ms, {setting.tpot_ms:g} ms a token, tools {setting.tool_ms:g} ms in the mean"
 
 
+def cell(setting: Setting) -> str:
+    """The same for a cell of a sweep, in short."""
+    return f"TTFT {setting.ttft_ms:g} ms, tools {setting.tool_ms:g} ms"
+
+
 def count(results: Sequence[Result]) -> str:
     """How many cases there are, in words."""
     cases = len({result.case for result in results})
@@ -83,7 +90,7 @@ def count(results: Sequence[Result]) -> str:
 def origin(report: Report) -> str:
     """Where the figures come from: what ran, and on which clock."""
     clock = "a virtual clock" if report.clock == "virtual" else "real time, over HTTP"
-    return f"the proxy's own code on {clock}; model and tool times are simulated; seed {report.seed}"
+    return f"the proxy's own code on {clock}; {SIMULATED}; seed {report.seed}"
 
 
 def repeat(report: Report) -> list[str]:

@@ -47,6 +47,7 @@ class _Look(msgspec.Struct, frozen=True):
 _SPANS: Final[dict[SpanKind, _Look]] = {
     "wait": _Look("waits for its first token", style.GREY, hatch="//////"),
     "text": _Look("writes text", style.SKY),
+    "ahead": _Look("writes ahead, held back", style.SKY, hatch="......"),
     "block": _Look("writes a call or a trap", style.BLUE, apart=True),
     "paused": _Look("waits at a trap", style.ORANGE, thin=True),
     "queued": _Look("call waits to be run", style.DARK, thin=True),
@@ -63,7 +64,9 @@ _MARKS: Final[dict[MarkKind, tuple[str, str, str]]] = {
     "outside": ("outside interrupt", "^", style.INK),
 }
 # What ends a stretch of writing, so that a block may begin behind it.
-_BORDERS: Final = frozenset({"first_token", "text", "thinking", "call", "rejected", "forged", "trap", "interrupt"})
+_BORDERS: Final = frozenset(
+    {"first_token", "adopted", "text", "thinking", "call", "rejected", "forged", "trap", "interrupt"}
+)
 
 _WIDTH: Final = 7.4  # inches
 _LANE: Final = 0.17
@@ -83,9 +86,14 @@ def timelines(results: Sequence[Result]) -> Figure:
     heights = [_LANE * len(rows) + 0.34 for _, _, rows in runs]
     figure = Figure(figsize=(_WIDTH, sum(heights) + 1.75))
     grid = figure.subplots(len(runs), 1, squeeze=False, sharex=True, height_ratios=heights)
+    cases = list(dict.fromkeys(result.case for result in results))
+    settings = list(dict.fromkeys(result.setting for result in results))
     for axes, (result, timeline, rows) in zip(grid[:, 0], runs, strict=True):
         _panel(axes, rows, length(timeline))
-        axes.set_title(style.title_of(result.method), loc="left", fontsize=style.TEXT, fontweight="bold", pad=3)
+        named = [style.title_of(result.method)]
+        named += [result.case] if len(cases) > 1 else []
+        named += [style.cell(result.setting)] if len(settings) > 1 else []
+        axes.set_title("; ".join(named), loc="left", fontsize=style.TEXT, fontweight="bold", pad=3)
         told = f"{result.latency_s:.2f} s from first to last token"
         axes.set_title(told, loc="right", fontsize=style.SMALL, color=style.FAINT, pad=3)
     grid[0, 0].set_xlim(0, max(length(timeline) for _, timeline, _ in runs) * 1.01)
@@ -99,9 +107,9 @@ def timelines(results: Sequence[Result]) -> Figure:
         handlelength=1.6,
         columnspacing=1.4,
     )
-    cases = ", ".join(dict.fromkeys(result.case for result in results))
-    settings = "; ".join(dict.fromkeys(style.speeds(result.setting) for result in results))
-    style.lay_out(figure, f"Case {cases}", [settings, "model and tool times are simulated"])
+    title = f"Case {cases[0]}" if len(cases) == 1 else f"{len(cases)} cases"
+    above = [style.speeds(settings[0])] if len(settings) == 1 else []
+    style.lay_out(figure, title, [*above, style.SIMULATED])
     return figure
 
 

@@ -145,6 +145,7 @@ def test_without_bfcl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         (("multistep", "--plot", "x.bmp"), "x.bmp: pictures are written as .png"),
         (("multistep", "--json", "nowhere/x.json"), "can't write nowhere/x.json: there is no folder nowhere"),
         (("sweep", "--methods", "sync,auto"), "sweep compares with parallel"),
+        (("sweep", "--methods", "parallel", "--plot", "x.png"), "name a method beside it"),
         (("multistep", "--tpot-ms", "0", "--tool-ms", "0"), "leave nothing to measure"),
     ],
 )

@@ -21,6 +21,7 @@ from asynclm.bench.plots import draw, draw_timeline, figure
 from asynclm.bench.plots.timeline import timelines
 from asynclm.bench.report import percentile, speed
 from asynclm.bench.results import VERSION, Report, Result, Setting
+from asynclm.cml.timeline import Timeline
 
 CLOUD = Setting(ttft_ms=310, tpot_ms=5, tool_ms=110)
 SWEEP = [Setting(ttft_ms=ttft, tpot_ms=5, tool_ms=tool) for ttft in (60, 600) for tool in (110, 550)]
@@ -227,6 +228,26 @@ def test_calls_stand_in_the_same_order_under_all_methods(cloud: list[Result]) ->
     ids = [label.split()[0] for label in calls[0]]
     assert ids == sorted(ids)
     assert all(each == calls[0] for each in calls)
+
+
+def test_panels_of_several_settings_say_which(sweep: list[Result]) -> None:
+    case = [each for each in sweep if each.case == sweep[0].case and each.method == "coalesce"]
+    titles = [axes.get_title("left") for axes in timelines(case).axes]
+    name = METHODS["coalesce"].title
+    assert titles == [f"{name}; TTFT {each.ttft_ms:g} ms, tools {each.tool_ms:g} ms" for each in SWEEP]
+
+
+def test_what_is_written_ahead_is_drawn_apart(cloud: list[Result]) -> None:
+    made = Timeline("run", "simulated", "auto", 0)
+    for t, kind, stream in (
+        *((0.0, "opened", 0), (0.1, "ahead", 1), (0.1, "opened", 1), (0.2, "first_token", 0), (0.3, "first_token", 1)),
+        *((0.4, "closed", 0), (0.5, "adopted", 1), (0.6, "text", 1), (0.6, "closed", 1), (0.6, "finished", None)),
+    ):
+        made.add(t, kind, stream=stream)
+    (axes,) = timelines([msgspec.structs.replace(cloud[0], timeline=made)]).axes
+    assert stretches(axes, "wait") == [(0.0, 0.2), (0.1, 0.3)]
+    assert stretches(axes, "ahead") == [(0.3, 0.5)]
+    assert stretches(axes, "text") == [(0.2, 0.4), (0.5, 0.6)]
 
 
 def test_results_without_timelines_can_not_be_drawn_as_one(cloud: list[Result], tmp_path: Path) -> None:

@@ -129,6 +129,39 @@ def test_streams_that_overlap_get_lanes_of_their_own() -> None:
     ]
 
 
+def test_what_a_stream_writes_ahead_is_held_back_until_it_is_adopted() -> None:
+    found = lanes(
+        timeline(
+            (0.0, "ahead", {"stream": 0}),
+            (0.0, "opened", {"stream": 0}),
+            (0.1, "ahead", {"stream": 1}),
+            (0.1, "opened", {"stream": 1}),
+            (0.2, "adopted", {"stream": 1}),
+            (0.3, "first_token", {"stream": 0}),
+            (0.3, "first_token", {"stream": 1}),
+            (0.5, "adopted", {"stream": 0}),
+            (0.5, "text", {"stream": 0, "text": "It is"}),
+            (0.6, "text", {"stream": 0, "text": " 5."}),
+            (0.6, "closed", {"stream": 0, "reason": "stop"}),
+            (0.7, "ahead", {"stream": 2}),
+            (0.7, "opened", {"stream": 2}),
+            (0.8, "first_token", {"stream": 2}),
+            (0.9, "closed", {"stream": 1, "reason": "cut"}),
+            (0.9, "closed", {"stream": 2, "reason": "cut"}),
+        )
+    )
+    assert [lane.spans for lane in found] == [
+        [
+            Span(0.0, 0.3, "wait"),
+            Span(0.3, 0.5, "ahead"),
+            Span(0.5, 0.6, "text"),
+            Span(0.7, 0.8, "wait"),
+            Span(0.8, 0.9, "ahead"),
+        ],
+        [Span(0.1, 0.3, "wait"), Span(0.3, 0.9, "text")],
+    ]
+
+
 def test_a_run_that_is_not_over_and_calls_that_never_ran() -> None:
     found = lanes(
         timeline(
