@@ -8,9 +8,10 @@ from typing import Any, Final
 from .tokens import CALL, END, HEAD, INTR, TOKEN_START, TRAP, escape_json
 
 # A stop sequence that ends a stream at a trap and leaves proof of it: APIs return the text before the match, so what
-# remains is `[TRAP`, which the run machine completes. After a bare "[TRAP]" as stop sequence nobody could tell a
-# trap from an answer that just ended.
-STOP: Final = "][END]"
+# remains is `[TRA`, which the run machine completes. After a bare "[TRAP]" as stop sequence nobody could tell a
+# trap from an answer that just ended. And with "][END]" an API would hold back the last character of every call, since
+# a match could begin there, and with it the call, for as long as the next token takes.
+STOP: Final = "P][END]"
 
 
 def render_call(id: str | None, body: str) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from .. import events as cml
 from ..parser import Parser
-from ..render import STOP
-from ..tokens import END, TRAP
+from ..render import STOP, render_trap
+from ..tokens import END
+
+_TRAP: Final = render_trap()
+_TRAP_LEFT: Final = len(_TRAP) - len(STOP)  # characters of a trap that our stop sequence leaves
 
 
 class Stream:
@@ -71,9 +76,10 @@ class Stream:
         self.ended = True
         self.reasoning = False
         parser = self._parser
-        if parser.held == TRAP[:-1] and not parser.thinking:
-            self._raw.append(STOP)
-            return [*parser.feed(STOP), *parser.finish()]
+        if len(parser.held) >= _TRAP_LEFT and _TRAP.startswith(parser.held) and not parser.thinking:
+            rest = _TRAP[len(parser.held) :]
+            self._raw.append(rest)
+            return [*parser.feed(rest), *parser.finish()]
         self._raw.append(parser.closing)
         return parser.finish()
 

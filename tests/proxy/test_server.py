@@ -43,7 +43,7 @@ async def test_a_call_runs_and_its_result_is_answered() -> None:
 
         first, second = upstream.requests
         assert first["temperature"] == second["temperature"] == 0.5
-        assert first["stop"] == ["][END]"]
+        assert first["stop"] == ["P][END]"]
         assert first["messages"][0]["role"] == "system"
         assert "add(x: int, y: int = 1)" in first["messages"][0]["content"]
         assert first["messages"][1:] == QUESTION

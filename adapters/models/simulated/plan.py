@@ -133,7 +133,7 @@ class Progress:
             work = self._speaking()
             if work is None:
                 step = self.next()
-                if step is None or step.kind != "text":
+                if (step is None or step.kind != "text") and not self._answered(heard):
                     return
                 continue
             same = _common("".join(work.rest.split()), heard)
@@ -141,6 +141,16 @@ class Progress:
                 return
             work.count(same)
             heard = heard[same:]
+
+    def _answered(self, heard: str) -> bool:
+        """Whether `heard` begins a task's answer, given by a branch that did not know of a further task."""
+        for work in self._work:
+            if work.answer is None and all(node.id in self._arrived for node in work.task.calls):
+                answer = self._compose(work.task)
+                if _common("".join(answer.split()), heard):
+                    work.answer = answer
+                    return True
+        return False
 
     def _speaking(self) -> _Work | None:
         """The task whose text is under way: an answer that was begun comes before anything else."""

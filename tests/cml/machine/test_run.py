@@ -103,8 +103,9 @@ def test_a_trap_for_calls_that_have_returned() -> None:
     assert (p.streams, p.shown) == (2, "Go on.")
 
 
-def test_a_stop_sequence_ends_the_stream_at_a_trap() -> None:
-    p = Playbook("auto").writes(A, "[TRAP").ends()
+@pytest.mark.parametrize("left", ["[TRA", "[TRAP", "[TRAP][EN"])
+def test_a_stop_sequence_ends_the_stream_at_a_trap(left: str) -> None:
+    p = Playbook("auto").writes(A, left).ends()
     assert p.noted("trap") == [{"names": [], "implicit": False}]
     p.returns(0, 1)
     assert p.prompt[0] == f"model: {A}{TRAP}"

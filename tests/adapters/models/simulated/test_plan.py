@@ -135,6 +135,15 @@ def test_an_answer_that_was_begun_is_ended_before_a_further_task() -> None:
     assert step(*first, wrote("a = 1")) == "Sure."
 
 
+def test_an_answer_that_was_given_before_a_further_task_was_known_is_not_given_again() -> None:
+    # A branch that saw `a` answered, beside one that had been told of the further task and wrote a call for it.
+    first = [SAY, wrote("Let me see.", "[CALL] a [HEAD] f() [END]", TRAP), told(user=MORE)]
+    both = [*first, wrote("Sure.", "[CALL] other [HEAD] o() [END]", TRAP), told(a=1), wrote("Done.\na = 1")]
+    assert step(*both) == "[CALL] more [HEAD] m() [END]"
+    last = [*both, wrote("[CALL] more [HEAD] m() [END]", TRAP), told(more=3, other=2)]
+    assert step(*last) == "And:\nmore = 3\nother = 2"
+
+
 @pytest.mark.parametrize("text", ["<task>{</task>", "no task", MORE.replace("other", "a")])
 def test_an_outside_interrupt_without_a_usable_task_changes_nothing(text: str) -> None:
     assert step(SAY, wrote("Let me see.", "[CALL] a [HEAD] f() [END]"), told(user=text)) == TRAP

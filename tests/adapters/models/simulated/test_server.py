@@ -97,10 +97,10 @@ async def test_a_whole_run_by_resuming() -> None:
     messages: list[ChatCompletionMessageParam] = [USER]
     async with upstream() as (_, client):
         for name, value in results.items():
-            completion = await client.chat.completions.create(model="m", messages=messages, stop=["][END]"])
+            completion = await client.chat.completions.create(model="m", messages=messages, stop=["P][END]"])
             text = completion.choices[0].message.content or ""
             assert f"[CALL] {name} [HEAD]" in text
-            assert text.endswith("[TRAP")
+            assert text.endswith("[TRA")
             messages.append({"role": "assistant", "content": text})
             messages.append({"role": "user", "content": render_interrupt(name, value)})
         completion = await client.chat.completions.create(model="m", messages=messages)
