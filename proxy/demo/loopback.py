@@ -27,7 +27,7 @@ class LoopbackError(Exception):
 @contextlib.asynccontextmanager
 async def proxy(config: Config, toolbox: Toolbox) -> AsyncIterator[str]:
     """A proxy with these tools; gives its base URL."""
-    runner = web.AppRunner(make_app(config, toolbox), access_log=None)
+    runner = web.AppRunner(make_app(config, toolbox), access_log=None, handler_cancellation=True)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
