@@ -19,6 +19,7 @@ from asynclm.bench.evaluation import evaluate as virtually
 from asynclm.bench.flags import BOTH, DATASETS, KINDS, add_kind
 from asynclm.bench.methods import ALL, PARALLEL
 from asynclm.bench.results import VERSION, Report, Result, Setting, to_json
+from asynclm.proxy.config import Limits
 from asynclm.proxy.demo.bfcl import MissingDatasetError
 from asynclm.proxy.demo.loopback import LoopbackError
 from asynclm.proxy.picture import Picture
@@ -101,6 +102,7 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
             methods=args.methods,
             case=args.case,
             gap_ms=getattr(args, "gap_ms", None),
+            limits=Limits(max_extra_tokens=args.max_extra_tokens),
             timelines=args.timelines or args.case is not None,
         )
         for dataset in (("parallel", "live-parallel") if args.dataset == BOTH else (args.dataset,))

@@ -17,6 +17,7 @@ from asynclm.bench.methods import ALL
 from asynclm.bench.results import Result, Setting
 from asynclm.bench.scenario import Scenario, at_once, one_by_one
 from asynclm.bench.workloads import Case, load_cases
+from asynclm.proxy.config import Limits
 
 _SHARE: Final = 4  # cases that a process is given at a time
 _WORTH_IT: Final = 80  # runs from which on further processes are
@@ -26,8 +27,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be run: `count` cases of a dataset (or of them only the one named `case`), at each setting, under each
     method.
 
-    With `gap_ms` each chain of a case is a task that arrives so long after the one before. With `timelines` each
-    result has its own.
+    With `gap_ms` each chain of a case is a task that arrives so long after the one before. `limits` are the proxy's.
+    With `timelines` each result has its own.
     """
 
     dataset: str
@@ -37,6 +38,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     methods: tuple[str, ...]
     case: str | None = None
     gap_ms: float | None = None
+    limits: Limits = Limits()
     timelines: bool = False
 
     @property
@@ -114,7 +116,7 @@ def _run(plan: Plan, numbers: Sequence[int]) -> list[Result]:
         cases = plan.cases(setting)
         for number in numbers:
             for method in plan.methods:
-                finished = run_case(cases[number], ALL[method], setting, plan.scenario)
+                finished = run_case(cases[number], ALL[method], setting, plan.scenario, plan.limits)
                 results.append(plan.result(finished, method, setting))
     return results
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from asynclm.bench.methods import AUTO, COALESCE, FORK, IN_SEQUENCE, METHODS, ORDERS, PARALLEL, SYNC
+from asynclm.proxy.config import Limits
 
 KINDS: Final = {
     "parallel": "independent calls: BFCL's parallel questions",
@@ -33,7 +34,7 @@ _METHODS: Final = {
 }
 # by kind, or for the others: time to first token, for each further one, mean of the tools
 _SPEEDS: Final = {
-    "interrupts": ((60.0,), (10.0,), (110.0,)),  # the paper's local model
+    "interrupts": ((310.0,), (10.0,), (110.0,)),  # the paper's local model, but for what a resume costs
     "sweep": ((60.0, 150.0, 310.0, 600.0), (5.0,), (110.0, 550.0, 2200.0)),
 }
 _CLOUD: Final = ((310.0,), (5.0,), (110.0,))  # the paper's GPT-4o
@@ -90,6 +91,14 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     )
     _number(how, "--jobs", os.cpu_count() or 1, "processes to use for the virtual clock", positive)
     _number(how, "--concurrency", 4, "how many runs go on at once in real time", positive)
+    bound = Limits().max_extra_tokens
+    how.add_argument(
+        "--max-extra-tokens",
+        type=_tokens,
+        default=bound,
+        metavar="N",
+        help=f"what the branches of a run may cost under fork and auto (default {bound})",
+    )
     out = parser.add_argument_group("what comes of it")
     out.add_argument("--json", type=Path, metavar="FILE", help="write every result to this file")
     out.add_argument("--timelines", action="store_true", help="have each run's timeline in that file")
@@ -105,6 +114,13 @@ def positive(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _tokens(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
     return int(text)
 
 

@@ -66,7 +66,7 @@ async def _run(
     workshop = Workshop(case)
     model = Upstream(kind="simulated", inject=True) if method.inject else Upstream(kind="openai", base_url=upstream)
     model = msgspec.structs.replace(model, ttft_ms=setting.ttft_ms, tpot_ms=setting.tpot_ms)
-    config = Config(upstreams={"main": model}, models={"*": Model(upstream="main")})
+    config = Config(upstreams={"main": model}, models={"*": Model(upstream="main")}, limits=plan.limits)
     async with proxy(config, workshop.toolbox) as url:
         asker = _Client(client.with_options(base_url=url), url, method.policy)
         return Finished(workshop, await plan.scenario(asker, case, method))

@@ -24,7 +24,7 @@ from asynclm.bench.workloads.checks import Ran
 from asynclm.cml.machine.calls import USER
 from asynclm.proxy.background import Background
 from asynclm.proxy.chat import parse
-from asynclm.proxy.config import Config, Model, Upstream
+from asynclm.proxy.config import Config, Limits, Model, Upstream
 from asynclm.proxy.executor import Executor
 from asynclm.proxy.registry import Registry, new_timeline
 from asynclm.proxy.runs import Runs
@@ -56,9 +56,9 @@ class CollectingSink:
 class Proxy:
     """The proxy but for its HTTP, with a simulated model in the process. Make and use it in a running loop."""
 
-    def __init__(self, method: Method, setting: Setting, workshop: Workshop) -> None:
+    def __init__(self, method: Method, setting: Setting, workshop: Workshop, limits: Limits | None = None) -> None:
         upstream = Upstream(kind="simulated", ttft_ms=setting.ttft_ms, tpot_ms=setting.tpot_ms, inject=method.inject)
-        config = Config(upstreams={"main": upstream}, models={"*": Model(upstream="main")})
+        config = Config(upstreams={"main": upstream}, models={"*": Model(upstream="main")}, limits=limits or Limits())
         self._method = method
         self._upstreams = Upstreams(config, {})
         self._executor = Executor(workshop.toolbox)
@@ -96,15 +96,17 @@ class Proxy:
         await self._upstreams.aclose()
 
 
-def run_case(case: Case, method: Method, setting: Setting, scenario: Scenario = at_once) -> Finished:
+def run_case(
+    case: Case, method: Method, setting: Setting, scenario: Scenario = at_once, limits: Limits | None = None
+) -> Finished:
     """Run a case in a loop of its own, from time 0."""
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        return runner.run(_run(case, method, setting, scenario))
+        return runner.run(_run(case, method, setting, scenario, limits))
 
 
-async def _run(case: Case, method: Method, setting: Setting, scenario: Scenario) -> Finished:
+async def _run(case: Case, method: Method, setting: Setting, scenario: Scenario, limits: Limits | None) -> Finished:
     workshop = Workshop(case)
-    async with contextlib.aclosing(Proxy(method, setting, workshop)) as proxy:
+    async with contextlib.aclosing(Proxy(method, setting, workshop, limits)) as proxy:
         return Finished(workshop, await scenario(proxy, case, method))
 
 

@@ -27,6 +27,7 @@ from .core import Core
 from .events import Scheduling
 from .interrupt import Interrupt
 
+_WORTH_IT: Final = 5  # requests that there must be room for when the first branch is opened
 _ANSWER: Final = 64  # tokens that a branch is expected to write
 _ALL_TOLD: Final = '{"note":"all results are in: go on, or give your answer"}'
 
@@ -109,12 +110,17 @@ class Branching(Core):
         return [branch for branch in self._branches if not branch.settled and not branch.stream.begun]
 
     def _affordable(self) -> bool:
-        """Whether one more branch, and the stream that may be needed behind it, are within the run's bounds."""
+        """Whether one more branch, and the stream that may be needed behind it, are within the run's bounds.
+
+        The first one is opened only where there is room for some more: a run that forks once, and is left with chains
+        out of step that it must gather, is slower than one that never forked.
+        """
         if 2 * self._streams > self._limits.max_resumes:
             return False  # what is left is for going on, not for going on faster
         chars = sum(len(segment.text) for segment in self.transcript)
         spent = sum(map(self._meter.tokens, self._extra))
-        return spent + 2 * (self._meter.prompt_tokens(chars) + _ANSWER) <= self._limits.max_extra_tokens
+        requests = 2 if self._extra else _WORTH_IT
+        return spent + requests * (self._meter.prompt_tokens(chars) + _ANSWER) <= self._limits.max_extra_tokens
 
     def _branch_wrote(self, branch: Branch, found: list[cml.Event]) -> None:
         """Act on what was found in a branch's text."""

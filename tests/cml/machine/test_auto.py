@@ -139,11 +139,17 @@ def test_without_room_for_branches_it_is_coalesce() -> None:
 
 
 def test_branches_end_where_the_bound_on_tokens_does() -> None:
-    # 400 tokens of prompt: a branch and the stream behind it are reckoned at twice that and some for the answers.
-    p = trapped(A, B, C, limits=small(max_extra_tokens=1000), prompt_chars=1600)
+    p = trapped(A, B, C, limits=small(max_extra_tokens=2500), prompt_chars=1600)
     p.handle(ev.UsageReported(0, Usage(400, 20)))
-    p.returns(0, 1).passes(1).returns(1, 2)
+    p.returns(0, 1).passes(1).handle(ev.UsageReported(1, Usage(400, 1200))).returns(1, 2)
     assert chosen(p) == ["fork", "coalesce"]
+
+
+def test_it_does_not_begin_to_fork_where_it_could_not_go_on() -> None:
+    # 400 tokens of prompt and 64 of answer: for five such there is no room.
+    p = trapped(A, B, C, limits=small(max_extra_tokens=2300), prompt_chars=1600)
+    p.handle(ev.UsageReported(0, Usage(400, 20))).returns(0, 1)
+    assert chosen(p) == ["coalesce"]
 
 
 def test_half_of_the_resumes_are_kept_for_going_on() -> None:
