@@ -35,6 +35,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import msgspec
 
+from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.options import Options
 from asynclm.cml.machine import Limits as RunLimits
 from asynclm.proxy.config_error import ConfigError, did_you_mean, dotted, listed
@@ -165,9 +166,15 @@ class Tool(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[[tools]]`: where a tool comes from, and what wins over its own declarations.
 
     `python` is `"path/to/file.py:function"`, a path being relative to the config file, or `"package.module:function"`.
+    `mcp` says how to reach an MCP server; `include` and `exclude` are patterns of the names of its tools, `prefix` is
+    put before each.
     """
 
     python: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    mcp: McpSettings | None = None
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    prefix: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
 
 
 class UnknownModelError(LookupError):
@@ -233,8 +240,10 @@ def load(path: Path | None, environ: Mapping[str, str], cwd: Path) -> Config:
     models = {name: _checked_model(model, name, upstreams, reader) for name, model in models.items()}
     tools = tuple(reader.entries("tools", Tool))
     for index, tool in enumerate(tools):
-        if tool.python is None:
-            raise reader.error(("tools", index), 'must say where the tool is: python = "path/to/file.py:function"')
+        _check_tool(tool, index, reader)
+    for index, tool in enumerate(tools):
+        if tool.mcp is not None and (missing := tool.mcp.missing(environ)):
+            warnings.append(f"{dotted(('tools', index, 'mcp'))}: not set: {', '.join(missing)}")
     for name, upstream in upstreams.items():
         if upstream.api_key_env and upstream.api_key(environ) is None:
             warnings.append(
@@ -327,6 +336,26 @@ def _url_problem(url: str) -> str | None:
     if parts.fragment:
         return "must not hold a fragment (#...)"
     return None
+
+
+def _check_tool(tool: Tool, index: int, reader: Reader) -> None:
+    if tool.python is None and tool.mcp is None:
+        raise reader.error(
+            ("tools", index), 'must say where the tool is: python = "path/to/file.py:function", or mcp = {...}'
+        )
+    if tool.python is not None and tool.mcp is not None:
+        raise reader.error(("tools", index, "mcp"), "python is there already; a table is for one source of tools")
+    wrong = ("include", "exclude", "prefix") if tool.mcp is None else ("name", "description")
+    for key in wrong:
+        if getattr(tool, key):
+            raise reader.error(
+                ("tools", index, key), f"is for {'sources of several tools' if tool.mcp is None else 'a single tool'}"
+            )
+    if tool.prefix is not None and not tool.prefix.isidentifier():
+        raise reader.error(("tools", index, "prefix"), "must be an identifier: letters, digits and underscores")
+    if tool.mcp is not None and (problem := tool.mcp.problem()):
+        key, why = problem
+        raise reader.error(("tools", index, "mcp", *((key,) if key else ())), why)
 
 
 def _checked_model(model: Model, name: str, upstreams: Mapping[str, Upstream], reader: Reader) -> Model:

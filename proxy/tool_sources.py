@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from asynclm.adapters.tools.options import Options
 from asynclm.adapters.tools.protocol import Source
@@ -18,10 +17,23 @@ def load_sources(config: Config, environ: Mapping[str, str] = os.environ) -> Sou
 
     Raises ValueError, one line that names the entry.
     """
-    return Sources([_source(entry, config.base, environ) for entry in config.tools])
+    return Sources([_source(entry, config, environ) for entry in config.tools])
 
 
-def _source(entry: Tool, base: Path, environ: Mapping[str, str]) -> Source:
+def _source(entry: Tool, config: Config, environ: Mapping[str, str]) -> Source:
     options = Options(**{field: getattr(entry, field) for field in Options.__struct_fields__})
+    if entry.mcp is not None:
+        from asynclm.adapters.tools.mcp.source import McpSource  # the SDK takes a second to load
+
+        return McpSource(
+            entry.mcp,
+            options,
+            include=entry.include,
+            exclude=entry.exclude,
+            prefix=entry.prefix,
+            environ=environ,
+            base=config.base,
+            silence_s=config.limits.tool_timeout_s,
+        )
     assert entry.python is not None, "the config has checked that each entry has a source"
-    return FixedSource([load_python(entry.python, base, options)])
+    return FixedSource([load_python(entry.python, config.base, options)])

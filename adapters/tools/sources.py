@@ -6,12 +6,22 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 from asynclm.adapters.tools.options import ToolDefinitionError
 from asynclm.adapters.tools.protocol import Source, Tool
 from asynclm.adapters.tools.toolbox import Toolbox
 
 logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Renamable(Protocol):
+    """A tool that takes another name where its own is taken."""
+
+    def renamed(self) -> Tool:
+        """The same tool, under its longer name."""
+        ...
 
 
 class FixedSource:
@@ -47,10 +57,11 @@ class Sources:
             for index, source in enumerate(self._sources)
         ]
         try:
-            for index, task in enumerate(opening):
-                tools = await task
+            opened = [(index, await task) for index, task in enumerate(opening)]
+            # Tools that can take another name come last, so that they see which names are taken.
+            for index, tools in sorted(opened, key=lambda each: any(isinstance(tool, Renamable) for tool in each[1])):
                 if index not in self._changed:
-                    self.toolbox.replace(index, tools)
+                    self.toolbox.replace(index, self._renamed(index, tools))
         except ValueError as error:
             raise ToolDefinitionError(str(error)) from error
         finally:
@@ -67,8 +78,12 @@ class Sources:
 
     def _change(self, index: int, tools: Sequence[Tool]) -> None:
         try:
-            self.toolbox.replace(index, tools)
+            self.toolbox.replace(index, self._renamed(index, tools))
         except ValueError as error:
             logger.warning("tools have changed, but the old ones stay: %s", error)
         else:
             self._changed.add(index)
+
+    def _renamed(self, index: int, tools: Sequence[Tool]) -> list[Tool]:
+        taken = self.toolbox.names(besides=index)
+        return [tool.renamed() if tool.spec.name in taken and isinstance(tool, Renamable) else tool for tool in tools]

@@ -57,7 +57,7 @@ class Toolbox:
         Raises ValueError, as the constructor does; then nothing has changed.
         """
         entries: dict[str, _Entry] = {}
-        others = {name for key, members in self._groups.items() if key != group for name in members}
+        others = self.names(besides=group)
         for tool in tools:
             spec = tool.spec
             if not _callable_name(spec.name):
@@ -66,6 +66,10 @@ class Toolbox:
                 raise ValueError(f"two tools are named {spec.name!r}: give one of them another name")
             entries[spec.name] = _entry(tool, spec)
         self._set(group, entries)
+
+    def names(self, *, besides: Hashable) -> set[str]:
+        """The names of the tools of all groups but one."""
+        return {name for key, members in self._groups.items() if key != besides for name in members}
 
     def _set(self, group: Hashable, entries: dict[str, _Entry]) -> None:
         self._groups[group] = entries

@@ -59,4 +59,6 @@ def test_configs_are_valid(page: Path, tmp_path: Path) -> None:
         path = tmp_path / f"{number}.toml"
         path.write_text(text)
         config = load(path, {}, tmp_path)
-        assert set(config.upstreams) == set(tomllib.loads(text)["upstreams"])
+        tree = tomllib.loads(text)
+        assert set(config.upstreams) == set(tree.get("upstreams", ["main"]))
+        assert len(config.tools) == len(tree.get("tools", []))

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from commands import ROOT, fenced, tables
 
+from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.options import declared_options
 from asynclm.adapters.tools.python import PythonTool
 from asynclm.proxy.config import Config, Limits, Model, Runs, Server, Tool, Upstream, load
@@ -21,6 +22,7 @@ SECTIONS = {
     "`[limits]`": (Limits, "ASYNCLM_LIMITS_"),
     "`[runs]`": (Runs, "ASYNCLM_RUNS_"),
     "Tools": (Tool, None),
+    "MCP servers": (McpSettings, None),
 }
 WORDS = {
     "str": "string",
@@ -28,6 +30,8 @@ WORDS = {
     "float": "number",
     "bool": "boolean",
     "dict": "table",
+    "struct": "table",
+    "vartuple": "list",
     "literal": "string",
     "enum": "string",
 }
@@ -46,7 +50,7 @@ def default(field: msgspec.inspect.Field) -> str:
 
 
 def test_no_section_is_missing() -> None:
-    described = {re.findall(r"[a-z]+", heading.lower())[0] for heading in SECTIONS}
+    described = {re.findall(r"[a-z]+", heading.lower())[0] for heading in SECTIONS} - {"mcp"}
     assert described == set(Config.__struct_fields__) - {"base", "source", "warnings"}
 
 

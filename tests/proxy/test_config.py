@@ -263,7 +263,10 @@ class TestErrors:
                 "models.a.upstream: there is no upstream 'xyz'; use main, local",
             ),
             (TWO, 'models."*".upstream: there are several upstreams, so say which: main, local'),
-            ("[[tools]]\nname = 'f'", 'tools[0]: must say where the tool is: python = "path/to/file.py:function"'),
+            (
+                "[[tools]]\nname = 'f'",
+                'tools[0]: must say where the tool is: python = "path/to/file.py:function", or mcp = {...}',
+            ),
             (
                 "[[tools]]\npython = 'a:f'\n[[tools]]\npyton = 'a:f'",
                 "tools[1].pyton: unknown key; did you mean 'python'?",

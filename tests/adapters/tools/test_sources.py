@@ -114,6 +114,24 @@ async def test_two_tools_of_one_name() -> None:
         await Sources([FixedSource([Named("x")]), FixedSource([Named("x")])]).open()
 
 
+class Yielding(Named):
+    """A tool that takes another name if it must."""
+
+    def renamed(self) -> Named:
+        return Named(f"other_{self.spec.name}")
+
+
+async def test_a_tool_that_can_take_another_name_yields() -> None:
+    server = Gated("a")
+    server.tools = [Yielding("x"), Yielding("y")]
+    server.gate.set()
+    sources = Sources([server, FixedSource([Named("x")])])
+    await sources.open()
+    assert names(sources) == ["other_x", "y", "x"]
+    server.changed([Yielding("z"), Yielding("x")])
+    assert names(sources) == ["z", "other_x", "x"]
+
+
 async def test_one_that_does_not_close_keeps_no_other_from_it(caplog: pytest.LogCaptureFixture) -> None:
     class Stuck(Gated):
         async def aclose(self) -> None:

@@ -1,0 +1,82 @@
+"""What the config may say of a server."""
+
+import pytest
+
+from asynclm.adapters.tools.mcp.backoff import Backoff
+from asynclm.adapters.tools.mcp.settings import McpSettings
+from asynclm.adapters.tools.mcp.wording import Wording
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "why"),
+    [
+        ({}, "", "must say how to reach the server"),
+        ({"command": "a", "url": "http://a"}, "", "one of them"),
+        ({"command": "a", "headers": {"a": "b"}}, "headers", "makes no sense with command"),
+        ({"command": "a", "api_key_env": "KEY"}, "api_key_env", "makes no sense with command"),
+        ({"url": "http://a", "args": ("b",)}, "args", "makes no sense with url"),
+        ({"url": "http://a", "env_from": ("B",)}, "env_from", "makes no sense with url"),
+        ({"url": "ftp://a"}, "url", "must be an http"),
+        ({"url": "http://"}, "url", "must be an http"),
+        ({"url": "http://a:99999"}, "url", "must be an http"),
+        ({"url": "http://a b"}, "url", "characters"),
+        ({"url": "http://me:pass-word@a"}, "url", "must not hold a user name or password"),
+        ({"url": "http://a", "api_key_env": "sk-secret-key"}, "api_key_env", "must name environment variables"),
+        ({"url": "http://a", "headers_env": {"a": "Bearer x"}}, "headers_env", "must name environment variables"),
+        ({"url": "http://a", "headers": {"a b": "c"}}, "headers", "can't be the name of a header"),
+        ({"url": "http://a", "headers": {"a": "c\r\nd: e"}}, "headers", "characters that a header can't have"),
+        ({"command": "a\0b"}, "command", "null character"),
+    ],
+)
+def test_what_makes_no_sense(settings: dict[str, object], key: str, why: str) -> None:
+    problem = McpSettings(**settings).problem()  # type: ignore[arg-type]
+    assert problem is not None
+    assert problem[0] == key
+    assert why in problem[1]
+    assert "secret-key" not in problem[1]
+    assert "pass-word" not in problem[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"command": "/opt/bin/my-server"}, "my-server"),
+        ({"command": "python3", "args": ("-u", "tools/weather.py", "--fast")}, "weather"),
+        ({"command": "python3", "args": ("-m", "weather")}, "weather"),
+        ({"command": "npx", "args": ("-y", "@scope/server-files", "/home")}, "server-files"),
+        ({"command": "npx"}, "npx"),
+        ({"url": "https://mcp.example.com:8000/mcp?key=k"}, "mcp.example.com"),
+        ({"url": "https://mcp.example.com/", "name": "mine"}, "mine"),
+    ],
+)
+def test_a_server_has_a_name(settings: dict[str, object], name: str) -> None:
+    assert McpSettings(**settings).shown == name  # type: ignore[arg-type]
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = McpSettings(
+        command="a", args=("--key=arg-secret",), env={"K": "env-secret"}, headers={"h": "head-secret"}
+    )
+    assert "secret" not in repr(settings)
+    assert "secret" not in repr(McpSettings(url="http://a/?key=secret"))
+
+
+def test_variables_that_are_not_set() -> None:
+    settings = McpSettings(url="http://a", headers_env={"a": "A", "b": "B"}, api_key_env="KEY")
+    assert settings.missing({"A": "1", "B": " "}) == ["B", "KEY"]
+    assert settings.request_headers({"A": " 1 ", "B": " "}) == {"a": "1"}
+
+
+def test_foreign_text_is_put_into_one_line_without_secrets() -> None:
+    wording = Wording(["Bearer abcdef-123", "on", "long-password"])
+    assert wording.line("it said\n\x1b[31mabcdef-123\r\n on long-password") == "it said  [31m[...] on [...]"
+    assert wording.line("x" * 1000, 10) == "xxxxxxxxxx..."
+    assert wording.end("abc" * 1000, 6) == "...abcabc"
+
+
+def test_backing_off() -> None:
+    backoff = Backoff(1.0, 8.0)
+    waits = [backoff.after(0.0) for _ in range(5)]
+    assert waits == [pytest.approx(wait, rel=0.11) for wait in (1, 2, 4, 8, 8)]
+    assert backoff.after(1.0) == pytest.approx(8, rel=0.11)  # it came up, and went at once
+    assert [backoff.after(up) for up in (100.0, 0.0, 0.0)] == [pytest.approx(wait, rel=0.11) for wait in (1, 2, 4)]
