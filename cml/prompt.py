@@ -21,7 +21,8 @@ as an interrupt, in your text or as the next message.
 [CALL] id [HEAD] tool(arg=value) [END]
   You call a tool: one Python call with literal arguments. id is a new name for each call: a, b, c1.
 [INTR] id [HEAD] value [END]
-  The result of that call, as JSON, or {"error": ...}. The system writes these. Never write [INTR] yourself.
+  The result of that call, as JSON, or {"error": ...}; with the id user or agent_NAME: what they tell you meanwhile.
+  The system writes these. Never write [INTR] yourself.
 [TRAP][END]
   You wait for the next result. Write it and stop.
 
