@@ -104,8 +104,6 @@ class Connection:
                         self._scope.deadline = anyio.current_time() + _LEAVE_S
         except Exception as error:
             problem = self._wording.error(error)
-            if isinstance(self._transport, HttpServer):
-                problem = self._transport.ended() or problem
         if self._lost:
             problem = self._transport.ended() or self._transport.problem or problem
         elif self._scope.cancelled_caught and not connected and not self._ending:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import httpx2
 from mcp.client._transport import TransportStreams
 from mcp.client.streamable_http import streamable_http_client
-from mcp_types import REQUEST_TIMEOUT
+from mcp_types import INTERNAL_ERROR, REQUEST_TIMEOUT
 
 from asynclm.adapters.tools.mcp.pace import Pace
 from asynclm.adapters.tools.mcp.settings import McpSettings
@@ -36,22 +36,16 @@ class HttpServer:
         self._url = settings.url
         self._headers = settings.request_headers(environ)
         self._max = settings.max_message_bytes
-        self._client: _Client | None = None
         self.problem = ""
 
     def ended(self) -> str | None:
-        """The status with which the server last refused a request."""
-        status = self._client.refused if self._client is not None else None
-        if status is None:
-            return None
-        hint = "; are its key and headers right?" if status in (401, 403) else ""
-        return f"it answered with HTTP status {status}{hint}"
+        """There is no process that could have ended."""
+        return None
 
     @contextlib.asynccontextmanager
     async def connect(self) -> AsyncIterator[TransportStreams]:
         """The server's messages in and out."""
         async with _Client(self._headers, self._max) as client:
-            self._client = client
             transport = streamable_http_client(self._url, http_client=client, max_sse_event_size=self._max)
             async with transport as streams:
                 yield streams
@@ -66,30 +60,50 @@ class _Client(httpx2.AsyncClient):
             limits=httpx2.Limits(max_connections=256),
         )
         self._max = max_bytes
-        self.refused: int | None = None
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        id = _read_bound(request)
+        """Send, with bounds.
+
+        What goes wrong with one request becomes its JSON-RPC error where the SDK's transport would end the connection,
+        or not say what it was.
+        """
+        id = _bind(request)
         try:
             response = await super().send(request, **options)
         except httpx2.ReadTimeout:
             if id is None:
                 raise
-            # Out of the SDK's transport this would end the connection, and every other call with it.
-            error = {"code": REQUEST_TIMEOUT, "message": "the server did not answer"}
-            return httpx2.Response(504, json={"jsonrpc": "2.0", "id": id, "error": error}, request=request)
-        self.refused = response.status_code if response.status_code >= 400 else None
-        assert isinstance(response.stream, httpx2.AsyncByteStream)
-        events = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+            return _error(request, id, 504, REQUEST_TIMEOUT, "the server did not answer")
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             await response.aclose()
             raise httpx2.DecodingError("the server compresses its answers, though it was told not to", request=request)
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        events = response.headers.get("content-type", "").lower().startswith("text/event-stream")
         response.stream = _Bounded(response.stream, None if events else self._max)
-        return response
+        status = response.status_code
+        # To the SDK a 404 means that the session is gone, or that the method isn't known.
+        if id is None or status < 400 or status == 404 or await _is_json_rpc(response):
+            return response
+        await response.aclose()
+        hint = "; are its key and headers right?" if status in (401, 403) else ""
+        return _error(request, id, status, INTERNAL_ERROR, f"it answered with HTTP status {status}{hint}")
 
 
-def _read_bound(request: httpx2.Request) -> Any:
-    """Set how long the answer may take to begin; the id of the JSON-RPC request, if it is one."""
+async def _is_json_rpc(response: httpx2.Response) -> bool:
+    try:
+        body = json.loads(await response.aread())
+    except (ValueError, RecursionError, httpx2.StreamError):
+        return False
+    return isinstance(body, dict) and "jsonrpc" in body
+
+
+def _error(request: httpx2.Request, id: Any, status: int, code: int, message: str) -> httpx2.Response:
+    error = {"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}
+    return httpx2.Response(status, json=error, request=request)
+
+
+def _bind(request: httpx2.Request) -> Any:
+    """Bound how long the answer may take to begin. Returns the id of the JSON-RPC request, None if it is none."""
     if request.method == "GET":
         return None  # a stream of events, which may be silent for hours
     id = None

@@ -25,7 +25,7 @@ class McpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     `env` is added to the few variables that a server inherits (PATH, HOME and the like), `env_from` names variables of
     the proxy that it gets too; `cwd` is relative to the config's folder, which is the default. `headers` go along with
-    every HTTP request, `headers_env` says which variable holds the value of a header, `api_key_env` which holds a key
+    every HTTP request, `headers_env` says which variable holds the value of a header, `bearer_env` which holds a key
     that is sent as `Authorization: Bearer`. `name` is what errors and prefixes call the server. With `required` the
     proxy doesn't start without it. `start_timeout_s` bounds connecting and listing, `silence_s` how long a call may
     hear nothing (None: `limits.tool_timeout_s`), `max_message_bytes` the size of a message.
@@ -40,7 +40,7 @@ class McpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     url: str | None = None
     headers: dict[str, str] = {}
     headers_env: dict[str, str] = {}
-    api_key_env: str | None = None
+    bearer_env: str | None = None
     required: bool = False
     start_timeout_s: Seconds = 30.0
     silence_s: Seconds | None = None
@@ -67,7 +67,7 @@ class McpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 return key, f"makes no sense with {ours}"
         if self.url is not None and (problem := _url_problem(self.url)):
             return "url", problem
-        for key in ("env_from", "headers_env", "api_key_env"):
+        for key in ("env_from", "headers_env", "bearer_env"):
             value = getattr(self, key)
             names = (value,) if isinstance(value, str) else value.values() if isinstance(value, Mapping) else value
             if not all(_VARIABLE.fullmatch(name) for name in names or ()):
@@ -84,13 +84,13 @@ class McpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def missing(self, environ: Mapping[str, str]) -> list[str]:
         """The variables that are named here and not set."""
-        named = [*self.env_from, *self.headers_env.values(), *([self.api_key_env] if self.api_key_env else [])]
+        named = [*self.env_from, *self.headers_env.values(), *([self.bearer_env] if self.bearer_env else [])]
         return [name for name in dict.fromkeys(named) if not environ.get(name, "").strip()]
 
     def request_headers(self, environ: Mapping[str, str]) -> dict[str, str]:
         """What goes along with every HTTP request."""
         found = dict(self.headers)
-        if self.api_key_env and (key := environ.get(self.api_key_env, "").strip()):
+        if self.bearer_env and (key := environ.get(self.bearer_env, "").strip()):
             found["Authorization"] = f"Bearer {key}"
         for header, variable in self.headers_env.items():
             if value := environ.get(variable, "").strip():
@@ -99,7 +99,7 @@ class McpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def secrets(self, environ: Mapping[str, str]) -> list[str]:
         """Values that must not be shown."""
-        named = [*self.env_from, *self.headers_env.values(), *([self.api_key_env] if self.api_key_env else [])]
+        named = [*self.env_from, *self.headers_env.values(), *([self.bearer_env] if self.bearer_env else [])]
         return [*self.env.values(), *self.headers.values(), *(environ.get(name, "").strip() for name in named)]
 
     def __repr__(self) -> str:
@@ -115,7 +115,7 @@ class McpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 _OF_STDIO: Final = ("args", "env", "env_from", "cwd")
-_OF_HTTP: Final = ("headers", "headers_env", "api_key_env")
+_OF_HTTP: Final = ("headers", "headers_env", "bearer_env")
 
 
 def _url_problem(url: str) -> str | None:
@@ -130,5 +130,5 @@ def _url_problem(url: str) -> str | None:
     if not url.isascii() or not url.isprintable() or " " in url:
         return f"{wanted}; this one holds characters that an address can't have"
     if parts.username is not None or parts.password is not None:
-        return "must not hold a user name or password: use api_key_env or headers_env"
+        return "must not hold a user name or password: use bearer_env or headers_env"
     return None

@@ -38,6 +38,11 @@ class McpTool:
         """How the model and the run machine see it."""
         return self._spec
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """The server's name for it, and the one used here."""
+        return self._name, self._spec.name
+
     def renamed(self) -> McpTool:
         """The same tool, its name prefixed with the server's: for when another tool has its name."""
         name = callable_name(self._name, callable_name(self._server.name).replace(".", "_"))
@@ -52,9 +57,10 @@ class McpTool:
 class McpSource:
     """The tools of the MCP server that `settings` say how to reach.
 
-    `options` (without `name` and `description`) win over what the server says of each of its tools. `include` and
-    `exclude` are patterns of the server's own names, `prefix` is put before each with an underscore. Variables are
-    looked up in `environ`; `base` is what paths are relative to; `silence_s` counts where the settings say nothing.
+    `options` (without `name` and `description`) win over what the server says of each of its tools, `overrides` over
+    both, for the tool of that name (the server's or the one used here). `include` and `exclude` are patterns of the
+    server's own names, `prefix` is put before each with an underscore. Variables are looked up in `environ`; `base` is
+    what paths are relative to; `silence_s` counts where the settings say nothing.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class McpSource:
         include: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         prefix: str | None = None,
+        overrides: Mapping[str, Options] | None = None,
         environ: Mapping[str, str] = os.environ,
         base: Path = Path(),
         silence_s: float = 60.0,
@@ -75,10 +82,11 @@ class McpSource:
         self._include = include
         self._exclude = exclude
         self._prefix = prefix
+        self._overrides = overrides or {}
         self._silence_s = settings.silence_s or silence_s
         self._changed: Callable[[Sequence[Tool]], None] | None = None
         self._tools: list[McpTool] = []
-        self._left_out: set[str] = set()
+        self._warned: set[str] = set()
         self.server = McpServer(
             settings, self._listed, environ=environ, base=base, silence_s=self._silence_s, backoff=backoff
         )
@@ -100,7 +108,9 @@ class McpSource:
         await self.server.aclose()
 
     def _listed(self, listing: Sequence[Described]) -> None:
-        tools = list(self._usable(listing))
+        tools = self._usable(listing)
+        for key in self._overrides.keys() - {name for tool in tools for name in tool.names}:
+            self._warn(key, f"overrides: there is no tool {key!r}")
         if [tool.spec for tool in tools] == [tool.spec for tool in self._tools]:
             return  # the tools that are there work on any connection
         self._tools = tools
@@ -113,19 +123,21 @@ class McpSource:
             if not wanted(described.name, self._include, self._exclude):
                 continue
             name = callable_name(described.name, self._prefix)
-            spec = spec_of(described, self._options, name=name, timeout_s=_TIMES_SILENCE * self._silence_s)
+            override = self._overrides.get(described.name) or self._overrides.get(name) or Options()
+            options, name = override.over(self._options), override.name or name
+            spec = spec_of(described, options, name=name, timeout_s=_TIMES_SILENCE * self._silence_s)
             tool = McpTool(self.server, described.name, spec)
             try:
                 if name in found:
                     raise ValueError(f"tool {name!r}: there is another one of that name")
                 Toolbox([tool])
             except ValueError as error:
-                self._leave_out(described.name, str(error))
+                self._warn(described.name, f"a tool is left out: {error}")
             else:
                 found[name] = tool
         return list(found.values())
 
-    def _leave_out(self, name: str, why: str) -> None:
-        if name not in self._left_out:
-            self._left_out.add(name)
-            logger.warning("MCP server %s: a tool is left out: %s", self.server.name, why)
+    def _warn(self, name: str, what: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            logger.warning("MCP server %s: %s", self.server.name, what)

@@ -35,7 +35,8 @@ def effect_of(annotations: ToolAnnotations | None) -> Effect:
 def spec_of(tool: Described, options: Options, *, name: str, timeout_s: float) -> ToolSpec:
     """The tool's spec under this name; `options` win over what the server says."""
     annotations = tool.annotations
-    description = tool.description or tool.title or (annotations and annotations.title) or ""
+    said = tool.description or tool.title or (annotations and annotations.title) or ""
+    description = said if options.description is None else options.description
     if len(description) > _MAX_DESCRIPTION:
         description = f"{description[:_MAX_DESCRIPTION]}..."
     return ToolSpec(

@@ -29,7 +29,7 @@ from asynclm.adapters.tools.mcp.pace import Pace
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.mcp.wording import JunkError
 
-_CHUNK: Final = 65_536
+_CHUNK: Final = 16_384  # small, so that little of a flood stands before an answer
 _BYTES_A_SECOND: Final = 32 * 2**20
 _STDERR_KEPT: Final = 4096
 _DRAIN_S: Final = 0.5  # what was written before the end gets to arrive, when a child keeps the pipe open

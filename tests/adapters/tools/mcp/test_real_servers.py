@@ -9,6 +9,7 @@ import pytest
 from mcp_servers import Opened, opened, real, real_over_http, running
 
 from asynclm.adapters.tools.mcp.settings import McpSettings
+from asynclm.adapters.tools.options import Options
 from asynclm.cml.tools import CallError, Effect
 
 
@@ -144,7 +145,7 @@ async def test_headers_from_the_environment() -> None:
             url=f"http://127.0.0.1:{port}/mcp",
             headers={"x-team": "a"},
             headers_env={"x-api-key": "KEY", "x-none": "ABSENT"},
-            api_key_env="TOKEN",
+            bearer_env="TOKEN",
         )
         async with opened(settings, environ={"KEY": "k3y", "TOKEN": "t0ken"}) as server:
             found = await server.call("headers")
@@ -160,6 +161,21 @@ async def test_which_tools_and_under_which_names() -> None:
     async with opened(real(), include=["a*", "say-*"], exclude=["ad?"], prefix="demo") as server:
         assert list(server.tools) == ["demo_say_text"]
         assert await server.call("demo_say_text", text="hi") == "hi"
+
+
+async def test_overrides_for_single_tools(caplog: pytest.LogCaptureFixture) -> None:
+    overrides = {
+        "say-text": Options(name="say", description="Talk.", cache_s=5),
+        "add": Options(effect=Effect.EFFECTFUL, timeout_s=3),
+        "subtract": Options(timeout_s=3),
+    }
+    async with opened(real(name="demo"), options=Options(timeout_s=9), overrides=overrides) as server:
+        say, add, picture = (server.tools[name].spec for name in ("say", "add", "picture"))
+        assert (say.description, say.cache_s, say.effect, say.timeout_s) == ("Talk.", 5, Effect.IDEMPOTENT, 9)
+        assert (add.effect, add.timeout_s) == (Effect.EFFECTFUL, 3)
+        assert picture.timeout_s == 9
+        assert await server.call("say", text="hi") == "hi"
+    assert "MCP server demo: overrides: there is no tool 'subtract'" in caplog.text
 
 
 async def test_closing_ends_calls() -> None:

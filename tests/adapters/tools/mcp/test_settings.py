@@ -13,7 +13,7 @@ from asynclm.adapters.tools.mcp.wording import Wording
         ({}, "", "must say how to reach the server"),
         ({"command": "a", "url": "http://a"}, "", "one of them"),
         ({"command": "a", "headers": {"a": "b"}}, "headers", "makes no sense with command"),
-        ({"command": "a", "api_key_env": "KEY"}, "api_key_env", "makes no sense with command"),
+        ({"command": "a", "bearer_env": "KEY"}, "bearer_env", "makes no sense with command"),
         ({"url": "http://a", "args": ("b",)}, "args", "makes no sense with url"),
         ({"url": "http://a", "env_from": ("B",)}, "env_from", "makes no sense with url"),
         ({"url": "ftp://a"}, "url", "must be an http"),
@@ -21,7 +21,7 @@ from asynclm.adapters.tools.mcp.wording import Wording
         ({"url": "http://a:99999"}, "url", "must be an http"),
         ({"url": "http://a b"}, "url", "characters"),
         ({"url": "http://me:pass-word@a"}, "url", "must not hold a user name or password"),
-        ({"url": "http://a", "api_key_env": "sk-secret-key"}, "api_key_env", "must name environment variables"),
+        ({"url": "http://a", "bearer_env": "sk-secret-key"}, "bearer_env", "must name environment variables"),
         ({"url": "http://a", "headers_env": {"a": "Bearer x"}}, "headers_env", "must name environment variables"),
         ({"url": "http://a", "headers": {"a b": "c"}}, "headers", "can't be the name of a header"),
         ({"url": "http://a", "headers": {"a": "c\r\nd: e"}}, "headers", "characters that a header can't have"),
@@ -62,7 +62,7 @@ def test_secrets_are_not_shown() -> None:
 
 
 def test_variables_that_are_not_set() -> None:
-    settings = McpSettings(url="http://a", headers_env={"a": "A", "b": "B"}, api_key_env="KEY")
+    settings = McpSettings(url="http://a", headers_env={"a": "A", "b": "B"}, bearer_env="KEY")
     assert settings.missing({"A": "1", "B": " "}) == ["B", "KEY"]
     assert settings.request_headers({"A": " 1 ", "B": " "}) == {"a": "1"}
 
