@@ -13,7 +13,7 @@ measures. Times are seconds since the request arrived. The kinds, and what stand
 | `call` | yes | yes | `id`, `tool`, `arguments`: a block was completed |
 | `rejected` | yes | yes | `id`, `error`, `message`: the block was completed, but is not run |
 | `dispatched` | | yes | the tool began to run (it may have queued behind a limit) |
-| `result` | | yes | `ok`, `value` (JSON text), `ms` (running time) |
+| `result` | | yes | `ok`, `value` (JSON text), `ms` (running time); `cache`, if it was asked: how it served the call |
 | `cancelled` | | yes | |
 | `detached` | | yes | it has no id, so nobody waits for it: it goes on behind the finished answer |
 | `interrupt` | yes | | `ids`, `text`: given to the model |

@@ -25,7 +25,12 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     `parameters` is the JSON schema of its arguments (an object schema; the order of `properties` is the order of
     positional arguments). `estimate_ms` is the expected running time in milliseconds, told to the model so that it can
     write the longest call first (paper, section 4). `timeout_s` and `concurrency` (calls at once) override the
-    executor's defaults; `cache_s` allows results to be reused for that many seconds.
+    executor's defaults.
+
+    `cache_s` allows results to be reused for that many seconds, unless the tool is effectful; for `stale_s` more they
+    may be, while a fresh one is fetched; `negative_s` is the same as `cache_s` for errors. `cache_scope` is whom a
+    result may serve: "all" (None too), "client" or "header:NAME". `version` stands for what the tool does: results of
+    another version are not reused.
     """
 
     name: str
@@ -36,6 +41,10 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     concurrency: int | None = None
     cache_s: float | None = None
+    stale_s: float | None = None
+    negative_s: float | None = None
+    cache_scope: str | None = None
+    version: str | None = None
 
 
 class Invocation(msgspec.Struct, frozen=True):

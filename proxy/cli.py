@@ -1,5 +1,5 @@
-"""The command line: `asynclm serve | simulate | demo | bench | runs`. Each command lives in a module of its own, loaded
-when used.
+"""The command line: `asynclm serve | simulate | demo | bench | cache | runs`. Each command lives in a module of its
+own, loaded when used.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ COMMANDS: Final = {
         "asynclm.bench.command",
         "the paper's evaluation: every method on BFCL tasks, on a virtual clock or real",
     ),
+    "cache": ("asynclm.proxy.cache.command", "look into the cache of tool results, or clear it"),
     "runs": ("asynclm.proxy.runs_command", "list the runs of a proxy, or draw one"),
 }
 

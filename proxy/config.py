@@ -35,10 +35,11 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import msgspec
 
+from asynclm.adapters.stores import BadURLError, check_url, shown
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.options import Options
 from asynclm.cml.machine import Limits as RunLimits
-from asynclm.proxy.config_error import ConfigError, did_you_mean, dotted, listed
+from asynclm.proxy.config_error import ConfigError, Key, did_you_mean, dotted, listed
 from asynclm.proxy.config_reader import Reader
 from asynclm.proxy.environment import Layout, read_environment
 
@@ -162,6 +163,43 @@ class Runs(_Section, frozen=True, kw_only=True):
     keep: Count = 200
 
 
+class Store(_Section, frozen=True, kw_only=True):
+    """`[store]`: where cached results are kept.
+
+    `url` is that of a Redis server; without one they are kept in the file at `path` (relative to the config's folder;
+    "": in memory only), in `max_bytes` at most. Every key begins with `prefix`. An operation that takes longer than
+    `timeout_s` is given up, and whoever wanted it goes on without.
+    """
+
+    url: str | None = None
+    path: str = ".asynclm/store.db"
+    max_bytes: Annotated[int, msgspec.Meta(ge=2**20)] = 256 * 2**20
+    prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.:/-]*$")] = "asynclm:"
+    timeout_s: Seconds = 0.5
+
+    def __repr__(self) -> str:
+        return f"Store({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return list({**msgspec.structs.asdict(self), "url": self.url and shown(self.url)}.items())  # without password
+
+
+class Cache(_Section, frozen=True, kw_only=True):
+    """`[cache]`: of tool results.
+
+    Larger results than `max_bytes` are not kept. `lease_s` is how soon another proxy takes over a call whose proxy
+    died. `secret_env` names the variable with the key of the hash that hides for whom a result is kept.
+    """
+
+    max_bytes: Count = 2**20
+    lease_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
+    secret_env: str | None = None
+
+    def secret(self, environ: Mapping[str, str]) -> bytes | None:
+        """The key of the hash; None where one is to be drawn."""
+        return (environ.get(self.secret_env, "").encode() or None) if self.secret_env else None
+
+
 class Tool(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[[tools]]`: where a tool comes from, and what wins over its own declarations.
 
@@ -201,6 +239,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, Model] = {}
     limits: Limits = Limits()
     runs: Runs = Runs()
+    store: Store = Store()
+    cache: Cache = Cache()
     tools: tuple[Tool, ...] = ()
     base: Path = Path()
     source: Path | None = None
@@ -216,7 +256,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _LAYOUT: Final = Layout(
-    tables={"server": Server, "limits": Limits, "runs": Runs},
+    tables={"server": Server, "limits": Limits, "runs": Runs, "store": Store, "cache": Cache},
     keyed={"upstreams": Upstream, "models": Model},
     lists=("tools",),
 )
@@ -250,12 +290,18 @@ def load(path: Path | None, environ: Mapping[str, str], cwd: Path) -> Config:
                 f"{dotted(('upstreams', name, 'api_key_env'))}: {upstream.api_key_env} is not set; "
                 "the clients' own keys go through"
             )
+    store, cache = _checked_store(reader), reader.table("cache", Cache)
+    _check_variable(cache.secret_env, ("cache", "secret_env"), reader)
+    if cache.secret_env and cache.secret(environ) is None:
+        warnings.append(f"cache.secret_env: {cache.secret_env} is not set; a secret is drawn and kept in the store")
     return Config(
         server=reader.table("server", Server),
         upstreams=upstreams,
         models=models,
         limits=reader.table("limits", Limits),
         runs=reader.table("runs", Runs),
+        store=store,
+        cache=cache,
         tools=tools,
         base=(cwd if source is None else source.parent).absolute(),
         source=source,
@@ -306,17 +352,30 @@ def _checked_upstream(upstream: Upstream, name: str, reader: Reader) -> Upstream
             raise error("prefill", 'only for kind = "openai"')
         if upstream.prompt_cache_key is not None:
             raise error("prompt_cache_key", 'only for kind = "openai"')
-    if upstream.api_key_env is not None and not _VARIABLE.fullmatch(upstream.api_key_env):
-        raise error(
-            "api_key_env",
-            "must be the name of an environment variable, in capitals; the key itself doesn't go into the config",
-        )
+    _check_variable(upstream.api_key_env, ("upstreams", name, "api_key_env"), reader)
     for header, value in upstream.headers.items():
         if not _HEADER.fullmatch(header):
             raise error("headers", f"{header[:40]!r} can't be the name of a header")
         if not (value.isascii() and value.isprintable()):
             raise error("headers", f"the value of {header!r} holds characters that a header can't have")
     return upstream
+
+
+def _checked_store(reader: Reader) -> Store:
+    store = reader.table("store", Store)
+    if store.url is not None:
+        try:
+            check_url(store.url)
+        except BadURLError as error:
+            raise reader.error(("store", "url"), str(error)) from None
+    return store
+
+
+def _check_variable(name: str | None, key: Key, reader: Reader) -> None:
+    if name is not None and not _VARIABLE.fullmatch(name):
+        raise reader.error(
+            key, "must be the name of an environment variable, in capitals; the key itself doesn't go into the config"
+        )
 
 
 def _url_problem(url: str) -> str | None:

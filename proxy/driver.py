@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
@@ -31,6 +32,7 @@ from asynclm.cml.machine import events as ev
 from asynclm.cml.timeline import Timeline
 from asynclm.cml.usage import Usage
 from asynclm.proxy.background import Background
+from asynclm.proxy.cache import ANYONE, Caller
 from asynclm.proxy.errors import run_error
 from asynclm.proxy.executor import Executor
 
@@ -64,7 +66,8 @@ class Sink(Protocol):
 class Driver:
     """Drives one run from its first stream to its end.
 
-    `prepare` turns a transcript into the upstream request. `max_s` bounds the whole run, in seconds.
+    `prepare` turns a transcript into the upstream request. `max_s` bounds the whole run, in seconds. `caller` is whom
+    it is for.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Driver:
         background: Background,
         *,
         max_s: float,
+        caller: Caller = ANYONE,
     ) -> None:
         self._run = run
         self._model = model
@@ -87,6 +91,7 @@ class Driver:
         self._sink = sink
         self._background = background
         self._max_s = max_s
+        self._caller = caller
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._finished: asyncio.Future[act.Finish] = self._loop.create_future()
@@ -96,6 +101,7 @@ class Driver:
         self._draining: set[int] = set()  # streams whose model has stopped by itself
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._detached: set[int] = set()  # calls that may outlive the run
+        self._cached: Counter[str] = Counter()
         self._timers: list[asyncio.TimerHandle] = []
         self._shown: list[str] = []  # text that is not in the timeline yet
         self._shown_since = 0.0
@@ -110,6 +116,11 @@ class Driver:
     def calls(self) -> int:
         """How many calls it has executed."""
         return len(self._calls)
+
+    @property
+    def cached(self) -> dict[str, int]:
+        """How the cache served its calls: how many times each way."""
+        return dict(self._cached)
 
     async def drive(self) -> act.Finish:
         """Run to the end. Cancel the awaiting task to abandon the run."""
@@ -311,6 +322,11 @@ class Driver:
     async def _execute(self, action: act.Execute) -> None:
         number = action.call
         result = await self._executor.execute(
-            action.spec, action.arguments, dispatched=lambda: self._tell(ev.CallDispatched(number))
+            action.spec,
+            action.arguments,
+            dispatched=lambda: self._tell(ev.CallDispatched(number)),
+            caller=self._caller,
         )
-        self._tell(ev.ResultArrived(number, result.ok, result.value, result.ms))
+        if result.cache is not None:
+            self._cached[result.cache] += 1
+        self._tell(ev.ResultArrived(number, result.ok, result.value, result.ms, result.cache))

@@ -1,6 +1,7 @@
 """Runs the calls: concurrently, bounded over all and for each tool, and whatever happens comes back as a value.
 
-One executor serves every run. Two kinds of slots, each handed out first come, first served:
+One executor serves every run. Calls of tools whose results may be reused go through the cache (`asynclm.proxy.cache`)
+first, and take no slot where it has what they want. Two kinds of slots, each handed out first come, first served:
 
 - a slot *of the tool*, held until its work has really ended. Work that was cancelled or timed out and does not stop (a
   hanging thread) keeps it, so a tool declared with `concurrency = 1` never runs twice at once;
@@ -18,12 +19,14 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-import msgspec
-
 from asynclm.adapters.tools.protocol import Tool
 from asynclm.adapters.tools.toolbox import Toolbox
-from asynclm.cml.tools import CallError, ToolSpec, error_value
-from asynclm.proxy.result_json import MIN_RESULT_BYTES, result_json
+from asynclm.cml.tools import CallError, Effect, ToolSpec, error_value
+from asynclm.proxy.cache import ANYONE, Caller, ToolCache, cacheable
+from asynclm.proxy.result import Result
+from asynclm.proxy.result_json import MIN_RESULT_BYTES, sized_result_json
+
+__all__ = ["Executor", "Result"]
 
 _MAX_MESSAGE: Final = 1000
 _CLOSING: Final = "not run: the server is shutting down"
@@ -32,20 +35,12 @@ _STOP_S: Final = 1.0  # what cancelled work gets to clean up at shutdown
 logger = logging.getLogger(__name__)
 
 
-class Result(msgspec.Struct, frozen=True):
-    """What came of a call: `value` is JSON text, an error value where not `ok`; `ms` the running time (0: not run)."""
-
-    ok: bool
-    value: str
-    ms: float
-
-
 class Executor:
     """Runs the tools of a toolbox, at most `max_concurrency` calls at once, and of each tool as many as it declares.
 
     `default_timeout_s` bounds the running time of a call whose tool declares none; `queue_timeout_s` the time that a
-    call waits for its turn. A result whose JSON is longer than `max_result_bytes` (UTF-8) is cut. Raises ValueError
-    for bounds that leave no room.
+    call waits for its turn. A result whose JSON is longer than `max_result_bytes` (UTF-8) is cut. Calls of tools whose
+    results may be reused go through `cache`, if there is one. Raises ValueError for bounds that leave no room.
     """
 
     def __init__(
@@ -56,6 +51,7 @@ class Executor:
         default_timeout_s: float = 60.0,
         queue_timeout_s: float = 60.0,
         max_result_bytes: int = 65_536,
+        cache: ToolCache | None = None,
     ) -> None:
         if max_concurrency < 1:
             raise ValueError("max_concurrency must be at least 1")
@@ -66,17 +62,25 @@ class Executor:
         self._default_timeout_s = default_timeout_s
         self._queue_timeout_s = queue_timeout_s
         self._max_result_bytes = max_result_bytes
+        self._cache = cache
         self._server_slots = asyncio.Semaphore(max_concurrency)
         self._tool_slots: dict[str, asyncio.Semaphore] = {}
         self._work: set[asyncio.Task[object]] = set()
         self._left_behind: dict[str, int] = {}  # by tool: work that nobody waits for and that hasn't ended
         self._detached: set[asyncio.Task[Any]] = set()
+        self._uncached: set[str] = set()  # tools that were warned of
         self._closing = False
 
     async def execute(
-        self, spec: ToolSpec, arguments: dict[str, Any], *, dispatched: Callable[[], None] | None = None
+        self,
+        spec: ToolSpec,
+        arguments: dict[str, Any],
+        *,
+        dispatched: Callable[[], None] | None = None,
+        caller: Caller = ANYONE,
     ) -> Result:
-        """Run one call with checked arguments, when its turn comes; `dispatched` is called when it starts.
+        """Run one call with checked arguments, when its turn comes; `dispatched` is called when it starts. Or take what
+        the cache has; `caller` is whom the result is for.
 
         Errors are results: `timeout` (in the queue or running), `tool_error`, `unserializable_result`, `cancelled`
         (the tool cancelled itself, or the executor is closing), or what a `CallError` of the tool says. Raises
@@ -86,6 +90,26 @@ class Executor:
             return _failed(CallError("cancelled", _CLOSING))
         if spec.name not in self._toolbox:
             return _failed(CallError("unknown_tool", f"there is no tool {spec.name!r}"))
+        if spec.cache_s and spec.effect is Effect.EFFECTFUL and spec.name not in self._uncached:
+            self._uncached.add(spec.name)
+            logger.warning("tool %s has cache_s but is effectful, so nothing is kept: declare its effect", spec.name)
+        if self._cache is None or not cacheable(spec):
+            return await self._execute(spec, arguments, dispatched)
+        return await self._cache.fetch(
+            spec,
+            arguments,
+            caller,
+            lambda dispatched: self._execute(spec, arguments, dispatched),
+            patience_s=self._timeout_s(spec),
+            dispatched=dispatched,
+        )
+
+    async def _execute(
+        self, spec: ToolSpec, arguments: dict[str, Any], dispatched: Callable[[], None] | None
+    ) -> Result:
+        """Run it. Raises CancelledError only."""
+        if self._closing:
+            return _failed(CallError("cancelled", _CLOSING))
         slots = self._tool_slots.get(spec.name)
         if slots is None:
             slots = self._tool_slots[spec.name] = asyncio.Semaphore(spec.concurrency or self._max_concurrency)
@@ -116,6 +140,8 @@ class Executor:
         Threads that don't end then are left behind; they don't keep the process alive.
         """
         self._closing = True
+        if self._cache is not None:
+            self._cache.close()
         await _wait({*self._detached, *self._work}, grace_s)
         _cancel_once(self._detached)
         _cancel_once(self._work)
@@ -150,7 +176,7 @@ class Executor:
         self, spec: ToolSpec, work: asyncio.Task[object], dispatched: Callable[[], None] | None
     ) -> Result:
         loop = asyncio.get_running_loop()
-        timeout_s = self._default_timeout_s if spec.timeout_s is None else spec.timeout_s
+        timeout_s = self._timeout_s(spec)
         started = loop.time()
         if dispatched is not None:
             dispatched()
@@ -174,10 +200,14 @@ class Executor:
         if error is not None:
             return _failed(error if isinstance(error, CallError) else CallError("tool_error", _said(error)), ms)
         try:
-            return Result(True, result_json(work.result(), self._max_result_bytes), ms)
+            value, size = sized_result_json(work.result(), self._max_result_bytes)
+            return Result(True, value, ms, size=size if size > self._max_result_bytes else 0)
         except Exception as problem:
             reason = f"{spec.name}() ran, but its result has no JSON form: {_cut(str(problem))}"
             return _failed(CallError("unserializable_result", reason), ms)
+
+    def _timeout_s(self, spec: ToolSpec) -> float:
+        return self._default_timeout_s if spec.timeout_s is None else spec.timeout_s
 
     def _no_turn(self, spec: ToolSpec) -> str:
         message = f"not run: {spec.name}() got no free slot within {self._queue_timeout_s:g} s"
@@ -230,7 +260,7 @@ def _cancel_once(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 def _failed(error: CallError, ms: float = 0.0) -> Result:
-    return Result(False, error_value(CallError(error.type, _cut(error.message))), ms)
+    return Result(False, error_value(CallError(error.type, _cut(error.message))), ms, error=error.type)
 
 
 def _said(error: BaseException) -> str:

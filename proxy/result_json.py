@@ -19,9 +19,14 @@ def result_json(value: object, max_bytes: int) -> str:
     of the text: of the string, where the result is one, else of its JSON. Raises an exception for what has no JSON
     form.
     """
+    return sized_result_json(value, max_bytes)[0]
+
+
+def sized_result_json(value: object, max_bytes: int) -> tuple[str, int]:
+    """What `result_json` returns, and how many bytes it had before it was cut."""
     encoded = _encode(value)
     if len(encoded) <= max_bytes:
-        return encoded.decode()
+        return encoded.decode(), len(encoded)
     text = value if isinstance(value, str) else encoded.decode()
     note = f"the result was {len(encoded)} bytes long, the limit is {max_bytes}: this is only its beginning"
     # Escapes make text longer in JSON, by how much depends on it: search for the longest beginning that fits.
@@ -32,7 +37,7 @@ def result_json(value: object, max_bytes: int) -> str:
             fits = middle
         else:
             too_long = middle
-    return _truncated(note, text[:fits]).decode()
+    return _truncated(note, text[:fits]).decode(), len(encoded)
 
 
 def _truncated(note: str, beginning: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -16,6 +16,7 @@ from asynclm.cml.render import STOP
 from asynclm.cml.timeline import Timeline
 from asynclm.proxy.answer import StreamedAnswer, WholeAnswer
 from asynclm.proxy.background import Background
+from asynclm.proxy.cache import ANYONE, Caller
 from asynclm.proxy.chat import ChatRequest, prompt, text_size
 from asynclm.proxy.config import Config
 from asynclm.proxy.driver import Driver, Sink
@@ -72,6 +73,7 @@ class Runs:
         *,
         api_key: str | None = None,
         with_tools: bool = True,
+        caller: Caller = ANYONE,
     ) -> Driver:
         """Put a run together under the policy that `timeline` names; it starts when it is driven. Knows no HTTP."""
         model: Model = self._upstreams.model(route)
@@ -113,6 +115,7 @@ class Runs:
             sink,
             self._background,
             max_s=self._server.run_timeout_s,
+            caller=caller,
         )
 
     def _told(self) -> str:
@@ -134,22 +137,28 @@ class Runs:
         else:
             sink = WholeSink(WholeAnswer(answer_id, chat.model), headers)
         timeline = new_timeline(id, chat.model, policy)
-        driver = self.driver(chat, route, timeline, sink, api_key=_client_key(request), with_tools=with_tools)
+        key = _client_key(request)
+        caller = Caller(key, request.headers)
+        driver = self.driver(chat, route, timeline, sink, api_key=key, with_tools=with_tools, caller=caller)
         self._registry.begin(timeline, driver)
         failed = True
         try:
             finish = await driver.drive()
             if finish.error is None:
                 failed = False
-                return await sink.finish(
-                    finish.reason, finish.usage, {"run": id, "streams": driver.streams, "calls": driver.calls}
-                )
+                return await sink.finish(finish.reason, finish.usage, _facts(id, driver))
             if isinstance(sink, StreamSink) and sink.opened:
                 return await sink.fail(finish.error)
             raise api_error(finish.error, headers)
         finally:
             sink.close()
             self._registry.end(id, failed=failed)
+
+
+def _facts(id: str, driver: Driver) -> dict[str, Any]:
+    """What only this proxy knows of a run, for `usage.asynclm`."""
+    facts: dict[str, Any] = {"run": id, "streams": driver.streams, "calls": driver.calls}
+    return {**facts, "cache": driver.cached} if driver.cached else facts
 
 
 def _client_key(request: web.Request) -> str | None:

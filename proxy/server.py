@@ -21,6 +21,7 @@ from asynclm.cml.machine import POLICIES, RunError
 from asynclm.cml.machine.calls import AGENT, USER
 from asynclm.cml.machine.events import Scheduling
 from asynclm.proxy.background import Background
+from asynclm.proxy.cache import ToolCache
 from asynclm.proxy.chat import model_of, parse
 from asynclm.proxy.config import Config
 from asynclm.proxy.errors import SERVER_ERROR, APIError, invalid
@@ -28,6 +29,7 @@ from asynclm.proxy.executor import Executor
 from asynclm.proxy.passthrough import Passthrough
 from asynclm.proxy.registry import Registry
 from asynclm.proxy.runs import Runs
+from asynclm.proxy.stores import open_store
 from asynclm.proxy.upstreams import Route, Upstreams
 
 _log = logging.getLogger(__name__)
@@ -53,12 +55,21 @@ class Server:
         self.background = Background()
         self.upstreams = Upstreams(config, environ)
         self.passthrough = Passthrough()
+        self.store = open_store(config)
+        self.cache = ToolCache(
+            self.store,
+            max_bytes=config.cache.max_bytes,
+            lease_s=config.cache.lease_s,
+            secret=config.cache.secret(environ),
+            shape=limits.max_result_bytes,
+        )
         self.executor = Executor(
             toolbox,
             max_concurrency=limits.concurrency,
             default_timeout_s=limits.tool_timeout_s,
             queue_timeout_s=limits.queue_timeout_s,
             max_result_bytes=limits.max_result_bytes,
+            cache=self.cache,
         )
         self._runs = Runs(config, toolbox, self.upstreams, self.executor, self.registry, self.background)
 
@@ -150,8 +161,9 @@ class Server:
     # ------------------------------------------------------------------ the proxy's own
 
     async def health(self, request: web.Request) -> web.StreamResponse:
-        """`GET /healthz`: the process answers."""
-        return _json({"status": "ok", "runs": len(self.registry.live())})
+        """`GET /healthz`: the process answers. A store that fails takes nothing down, so it is only mentioned."""
+        store = "ok" if self.store.up else "failing"
+        return _json({"status": "ok", "runs": len(self.registry.live()), "store": store})
 
     async def list_runs(self, request: web.Request) -> web.StreamResponse:
         """`GET /v1/asynclm/runs`: the newest first."""
@@ -228,6 +240,8 @@ class Server:
         """End every task and close every connection."""
         await self.background.aclose()
         await self.executor.aclose()
+        await self.cache.aclose()
+        await self.store.aclose()
         await self.passthrough.aclose()
         await self.upstreams.aclose()
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from redis.asyncio import Redis
@@ -26,10 +26,8 @@ _FAILURES: Final = 3  # in a row, before the store is left alone
 _MAX_OPEN_S: Final = 30.0
 _CLOSE_S: Final = 2.0
 
-T = TypeVar("T")
-D = TypeVar("D")
-
-Operation = Callable[[Redis], Awaitable[T] | T]  # redis-py's stubs are for its clients with and without async
+# Of the client only Any is known: redis-py's types are those of its clients with and without async at once.
+Operation = Callable[[Any], Awaitable[Any]]
 
 
 class Counts(msgspec.Struct):
@@ -85,7 +83,7 @@ class Store:
         """A key of ours: the prefix, then the parts with colons between."""
         return self.prefix + ":".join(parts)
 
-    async def do(self, operation: Operation[T], otherwise: D, *, timeout_s: float | None = None) -> T | D:
+    async def do(self, operation: Operation, otherwise: Any, *, timeout_s: float | None = None) -> Any:
         """What the operation returns; `otherwise` if the store fails, is too slow or is being left alone.
 
         An operation that timed out may or may not have been carried out. Raises CancelledError only.
@@ -99,8 +97,7 @@ class Store:
             self._trying = True
         try:
             async with asyncio.timeout(self._timeout_s if timeout_s is None else timeout_s), self._slots:
-                found: Any = operation(self._redis)
-                value: T = await found
+                value = await operation(self._redis)
         except ResponseError as error:
             if isinstance(error, ClusterDownError):
                 self._failed(error)

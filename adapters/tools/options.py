@@ -11,6 +11,7 @@ from asynclm.cml.tools import Effect
 
 _ATTRIBUTE: Final = "__asynclm_tool__"
 _YEAR_S: Final = 31_536_000  # a bound that every event loop's timers can represent
+_SCOPE: Final = r"^(all|client|header:[!#$%&'*+.^_`|~0-9A-Za-z-]+)$"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,6 +30,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
     effect: Effect | None = None
     cache_s: Annotated[float, msgspec.Meta(ge=0, le=_YEAR_S)] | None = None
+    stale_s: Annotated[float, msgspec.Meta(ge=0, le=_YEAR_S)] | None = None
+    negative_s: Annotated[float, msgspec.Meta(ge=0, le=_YEAR_S)] | None = None
+    cache_scope: Annotated[str, msgspec.Meta(pattern=_SCOPE)] | None = None
+    version: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] | None = None
+
+    def caching(self) -> dict[str, Any]:
+        """What a `ToolSpec` says of caching, as its keywords."""
+        return {name: getattr(self, name) for name in ("cache_s", "stale_s", "negative_s", "cache_scope", "version")}
 
     def over(self, other: Options) -> Options:
         """These options, and `other`'s where these say nothing."""
@@ -53,13 +62,20 @@ def tool(
     concurrency: int | None = None,
     effect: Effect | Literal["read_only", "idempotent", "effectful"] | None = None,
     cache_s: float | None = None,
+    stale_s: float | None = None,
+    negative_s: float | None = None,
+    cache_scope: str | None = None,
+    version: str | None = None,
 ) -> Callable[[F], F]: ...
 def tool(function: F | None = None, /, **declared: Any) -> F | Callable[[F], F]:
     """Declare on a function what its signature can't say. It stays an ordinary function.
 
     `estimate_ms` is the expected running time, `timeout_s` and `concurrency` (calls at once) override the executor's
-    defaults, `cache_s` allows results to be reused for that many seconds. Raises ValueError for a value that makes no
-    sense, TypeError for an unknown keyword.
+    defaults. `cache_s` allows results to be reused for that many seconds, if `effect` is not "effectful"; `stale_s`
+    lets an older one serve for so much longer while a new one is fetched, `negative_s` does the same as `cache_s` for
+    errors. `cache_scope` says whom a result may serve: "all", "client" (whoever has the same key) or "header:NAME". A
+    new `version` makes the results of older ones unfit; by default it is the source. Raises ValueError for a value that
+    makes no sense, TypeError for an unknown keyword.
     """
     unknown = set(declared) - set(Options.__struct_fields__)
     if unknown:

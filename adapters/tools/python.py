@@ -12,6 +12,7 @@ from typing import Any
 from asynclm.adapters.tools.options import Options, ToolDefinitionError, declared_options
 from asynclm.adapters.tools.references import resolve
 from asynclm.adapters.tools.signature import Signature, called
+from asynclm.adapters.tools.source_version import source_version
 from asynclm.adapters.tools.threads import run_in_thread
 from asynclm.cml.tools import Effect, ToolSpec
 
@@ -43,7 +44,7 @@ class PythonTool:
             effect=declared.effect or Effect.EFFECTFUL,
             timeout_s=declared.timeout_s,
             concurrency=declared.concurrency,
-            cache_s=declared.cache_s,
+            **{**declared.caching(), "version": declared.version or source_version(function)},
         )
 
     @property

@@ -58,12 +58,16 @@ class CallDispatched(msgspec.Struct, frozen=True, gc=False):
 
 
 class ResultArrived(msgspec.Struct, frozen=True, gc=False):
-    """A call returned. `value` is JSON text; where not `ok`, an error value. `ms` is the running time."""
+    """A call returned. `value` is JSON text; where not `ok`, an error value. `ms` is the running time.
+
+    `cache` says how a cache served it (`hit`, `miss`, `stale`, `coalesced`), None where none was asked.
+    """
 
     call: int
     ok: bool
     value: str
     ms: float
+    cache: str | None = None
 
 
 class Scheduling(enum.StrEnum):

@@ -291,8 +291,10 @@ class Run(Deciding):
         call = self._calls.returned(event.call)
         if call is None:
             return
-        self._do(Note("result", call=event.call, data={"ok": event.ok, "value": event.value, "ms": round(event.ms, 3)}))
-        self._costs.tools.of(call.spec).add(event.ms / 1000)
+        data = {"ok": event.ok, "value": event.value, "ms": round(event.ms, 3)}
+        self._do(Note("result", call=event.call, data=data if event.cache is None else {**data, "cache": event.cache}))
+        if event.cache in (None, "miss"):  # else the tool didn't run for it
+            self._costs.tools.of(call.spec).add(event.ms / 1000)
         self._alarm, self._alarmed, self._decided = None, False, ""
         call.result = event.value
         for each in (call, *call.also):

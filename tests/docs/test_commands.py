@@ -45,7 +45,7 @@ def test_commands_are_there(page: Path, capsys: pytest.CaptureFixture[str]) -> N
     for line in [line for line in lines if line.startswith("asynclm ")]:
         _, command, *rest = line.partition(" #")[0].split()
         assert command in COMMANDS, command
-        action = rest[:1] if command in ("runs", "bench") else []
+        action = rest[:1] if command in ("runs", "bench", "cache", "tools") else []
         with pytest.raises(SystemExit) as end:
             main([command, *action, "--help"])
         assert end.value.code == 0, line

@@ -12,7 +12,7 @@ from commands import ROOT, fenced, tables
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.options import declared_options
 from asynclm.adapters.tools.python import PythonTool
-from asynclm.proxy.config import Config, Limits, Model, Runs, Server, Tool, Upstream, load
+from asynclm.proxy.config import Cache, Config, Limits, Model, Runs, Server, Store, Tool, Upstream, load
 
 PAGE = ROOT / "docs" / "configuration.md"
 SECTIONS = {
@@ -21,6 +21,8 @@ SECTIONS = {
     '`[models."NAME"]`': (Model, "ASYNCLM_MODELS_ANY_"),
     "`[limits]`": (Limits, "ASYNCLM_LIMITS_"),
     "`[runs]`": (Runs, "ASYNCLM_RUNS_"),
+    "`[store]`": (Store, "ASYNCLM_STORE_"),
+    "`[cache]`": (Cache, "ASYNCLM_CACHE_"),
     "Tools": (Tool, None),
     "MCP servers": (McpSettings, None),
 }

@@ -47,7 +47,7 @@ def spec_of(tool: Described, options: Options, *, name: str, timeout_s: float) -
         effect=options.effect or effect_of(annotations),
         timeout_s=options.timeout_s or timeout_s,
         concurrency=options.concurrency,
-        cache_s=options.cache_s,
+        **options.caching(),
     )
 
 

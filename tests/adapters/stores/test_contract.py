@@ -86,7 +86,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
                 client = connect(request.getfixturevalue("shared_cluster"), timeout_s=5)
                 await client.flushdb()
             case kind:
-                server: RedisServer = request.getfixturevalue("server")
+                server: RedisServer = request.getfixturevalue("fresh_redis")
                 url = server.url
                 if kind == "unix":
                     url = f"unix://{server.socket}"

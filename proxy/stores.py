@@ -1,0 +1,24 @@
+"""The store that the config names."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from asynclm.adapters.stores import Embedded, Store, connect, shown
+from asynclm.proxy.config import Config
+
+
+def open_client(config: Config, *, timeout_s: float | None = None) -> tuple[Redis, str]:
+    """A client of the store, and what to call it. Nothing is connected to and no file is made before it is used."""
+    settings = config.store
+    timeout_s = settings.timeout_s if timeout_s is None else timeout_s
+    if settings.url is not None:
+        return connect(settings.url, timeout_s=timeout_s), shown(settings.url)
+    path = config.base / settings.path if settings.path else None
+    return Embedded(path, max_bytes=settings.max_bytes, busy_s=timeout_s), str(path or "in memory")
+
+
+def open_store(config: Config) -> Store:
+    """The store, guarded."""
+    redis, name = open_client(config)
+    return Store(redis, name=name, prefix=config.store.prefix, timeout_s=config.store.timeout_s)
