@@ -10,7 +10,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-TOOLS = ["echo", "exit", "huge", "silent", "junk", "junk_result", "flood", "flood_forever", "grow", "orphan", "ask"]
+TOOLS = [
+    "echo",
+    "exit",
+    "huge",
+    "silent",
+    "junk",
+    "junk_result",
+    "flood",
+    "flood_forever",
+    "grow",
+    "orphan",
+    "ask",
+    "deaf",
+]
 lock = threading.Lock()
 
 
@@ -47,6 +60,9 @@ def call(id: int, name: str, said: str) -> None:
                 write(f'{{"result":{body},"jsonrpc":"2.0","id":{id}}}\n')
         case "silent":
             pass
+        case "deaf":
+            send(id=id, result=text("listening no more"))
+            time.sleep(1000)
         case "junk":
             write("Listening on port 3000\n" + "\xff\n" + "[" * 100_000 + "\n" + '{"jsonrpc": "1.0"}\n\n')
             send(id=id, result=text("after junk"))

@@ -33,7 +33,6 @@ _MAX_TOOLS: Final = 1000
 _MAX_PAGES: Final = 100
 _LEAVE_S: Final = 2.0  # for saying goodbye over HTTP; the end of a process bounds itself
 _LISTEN_AGAIN_S: Final = 5.0
-_STATUS_S: Final = 0.2  # a pipe's end is often seen before that of its process
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +63,7 @@ class Connection:
         self._wake = asyncio.Event()
         self._ending = False  # there is nothing more to come, or it isn't wanted
         self._lost = False
+        self._why_lost = ""
         self._stale = False
         self._junk = ""
 
@@ -105,7 +105,7 @@ class Connection:
         except Exception as error:
             problem = self._wording.error(error)
         if self._lost:
-            problem = self._transport.ended() or self._transport.problem or problem
+            problem = self._why_lost or self._transport.ended() or problem
         elif self._scope.cancelled_caught and not connected and not self._ending:
             problem = f"it did not answer within {self._start_timeout_s:g} s"
         return self._with_output(problem)
@@ -154,8 +154,8 @@ class Connection:
                     self._stale = False
                     await self._relist(client)
                     await pace.spend(1)
-            if self._lost and self._transport.ended() is None:
-                await asyncio.sleep(_STATUS_S)
+            if self._lost:
+                await self._transport.settled()
             tasks.cancel_scope.cancel()
 
     async def _relist(self, client: Client) -> None:
@@ -198,6 +198,7 @@ class Connection:
 
     def lose(self) -> None:
         """The server doesn't know this connection any more."""
+        self._why_lost = "it has forgotten the session"
         self._ended()
 
     def _flooded(self) -> None:

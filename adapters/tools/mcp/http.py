@@ -36,11 +36,13 @@ class HttpServer:
         self._url = settings.url
         self._headers = settings.request_headers(environ)
         self._max = settings.max_message_bytes
-        self.problem = ""
 
     def ended(self) -> str | None:
         """There is no process that could have ended."""
         return None
+
+    async def settled(self) -> None:
+        """There is nothing to wait for."""
 
     @contextlib.asynccontextmanager
     async def connect(self) -> AsyncIterator[TransportStreams]:

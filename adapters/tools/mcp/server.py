@@ -197,6 +197,8 @@ class McpServer:
 def _quiet() -> None:
     """The SDK's own log lines quote messages, with arguments, results and session ids; what matters is said here."""
     logging.getLogger("mcp").setLevel(logging.CRITICAL)
+    for name in ("httpx2", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     session = logging.getLogger("client")
     if _not_the_session not in session.filters:
         session.addFilter(_not_the_session)

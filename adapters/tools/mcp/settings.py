@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
@@ -100,7 +100,9 @@ class McpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def secrets(self, environ: Mapping[str, str]) -> list[str]:
         """Values that must not be shown."""
         named = [*self.env_from, *self.headers_env.values(), *([self.bearer_env] if self.bearer_env else [])]
-        return [*self.env.values(), *self.headers.values(), *(environ.get(name, "").strip() for name in named)]
+        query = [value for _, value in parse_qsl(urlsplit(self.url).query)] if self.url else []
+        found = [*self.env.values(), *self.headers.values(), *query]
+        return [*found, *(environ.get(name, "").strip() for name in named)]
 
     def __repr__(self) -> str:
         return f"McpSettings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"

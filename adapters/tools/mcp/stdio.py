@@ -33,6 +33,7 @@ _CHUNK: Final = 16_384  # small, so that little of a flood stands before an answ
 _BYTES_A_SECOND: Final = 32 * 2**20
 _STDERR_KEPT: Final = 4096
 _DRAIN_S: Final = 0.5  # what was written before the end gets to arrive, when a child keeps the pipe open
+_STATUS_S: Final = 0.2
 _UNREAD_S: Final = 30.0  # how long a server may leave what it is sent unread
 _EXIT_S: Final = 2.0  # what a server gets to end by itself when its input is closed, and again after SIGTERM
 _POLL_S: Final = 0.01
@@ -56,7 +57,9 @@ class StdioServer:
         self._stderr = b""
         self._exit = asyncio.Event()
         self._transport: asyncio.SubprocessTransport | None = None
-        self.problem = ""
+        self._given_up: str | None = None
+        self._closed: str | None = None
+        self._stopped = False  # by this side, whatever its exit status says
 
     @property
     def stderr(self) -> str:
@@ -69,15 +72,25 @@ class StdioServer:
         return None if self._transport is None else self._transport.get_pid()
 
     def ended(self) -> str | None:
-        """How the process ended; None while it runs."""
+        """Why the connection ended, as far as this side knows: given up, the process's own end, a pipe's end."""
+        return self._given_up or self._exited() or self._closed
+
+    def _exited(self) -> str | None:
         code = None if self._transport is None else self._transport.get_returncode()
-        if code is None:
+        if code is None or self._stopped:
             return None
         if code >= 0:
             return f"it ended with exit status {code}"
         with contextlib.suppress(ValueError):
             return f"it was killed by {signal.Signals(-code).name}"
         return f"it was killed by signal {-code}"
+
+    async def settled(self) -> None:
+        """A pipe's end is often seen before that of its process: wait for that a moment."""
+        if not self._given_up:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STATUS_S):
+                    await self._exit.wait()
 
     @contextlib.asynccontextmanager
     async def connect(self) -> AsyncIterator[TransportStreams]:
@@ -138,7 +151,7 @@ class StdioServer:
                     message = self._message(line)
                     if message is not None:
                         await incoming.send(message)
-            self.problem = self.problem or "it closed its output"
+            self._closed = self._closed or "it closed its output"
 
     def _message(self, line: bytes | TooLong) -> Incoming | None:
         if isinstance(line, TooLong):
@@ -169,10 +182,10 @@ class StdioServer:
                     async with asyncio.timeout(_UNREAD_S):
                         await pipe.drain()
         except TimeoutError:
-            self.problem = f"it has read nothing for {_UNREAD_S:g} s"
+            self._given_up = f"it has read nothing for {_UNREAD_S:g} s"
             incoming.close()  # to the SDK this is the end of the connection
         except OSError:
-            self.problem = self.problem or "it closed its input"
+            self._closed = self._closed or "it closed its input"
             incoming.close()
         finally:
             pipe.close()
@@ -192,6 +205,7 @@ class StdioServer:
         """Wait for the process, then ask and at last force its whole group to end."""
         if await _within(_EXIT_S, lambda: process.returncode is not None) and not _group_alive(process.pid):
             return
+        self._stopped = self._stopped or process.returncode is None
         _signal_group(process.pid, signal.SIGTERM)
         if not await _within(_EXIT_S, lambda: process.returncode is not None and not _group_alive(process.pid)):
             _kill_group(process.pid)

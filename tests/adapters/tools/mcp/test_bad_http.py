@@ -170,7 +170,7 @@ async def test_an_answer_that_is_none_is_the_error_of_its_call(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_a_session_that_the_server_has_forgotten() -> None:
+async def test_a_session_that_the_server_has_forgotten(caplog: pytest.LogCaptureFixture) -> None:
     async def answer(request: web.Request, message: Any) -> web.StreamResponse:
         if request.headers["mcp-session-id"] == f"{SESSION}-1":
             return web.Response(status=404)
@@ -180,6 +180,8 @@ async def test_a_session_that_the_server_has_forgotten() -> None:
         with pytest.raises(CallError, match="the MCP server web was gone before it answered; it is being reconnected"):
             await server.call("act")
         assert await server.until_back("act") == "new session"
+    assert "MCP server web: it has forgotten the session; trying again" in caplog.text
+    assert SESSION not in caplog.text
 
 
 async def test_a_cancelled_call_is_told() -> None:

@@ -3,11 +3,14 @@
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mcp_servers import opened, running, script
+from mcp_servers import opened, real, running, script
 
+from asynclm.adapters.tools.mcp import stdio
+from asynclm.adapters.tools.mcp.backoff import Backoff
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.mcp.source import McpSource
 from asynclm.adapters.tools.options import ToolDefinitionError
@@ -133,6 +136,41 @@ async def test_one_whose_child_keeps_its_pipes_open() -> None:
         child = int(await server.call("orphan"))
         assert await server.until_back("echo", text="hi") == "hi"
         assert not running(child)
+
+
+async def test_one_that_reads_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(stdio, "_UNREAD_S", 0.2)
+    async with opened(script()) as server:
+        await server.call("deaf")
+        with pytest.raises(CallError, match="was gone before it answered"):
+            await server.call("echo", text="x" * 1_000_000)
+        assert await server.until_back("echo", text="hi") == "hi"
+    assert "MCP server script: it has read nothing for 0.2 s; trying again" in caplog.text
+
+
+@pytest.mark.parametrize("transport", [script, real])
+async def test_many_calls_at_once(transport: Callable[[], McpSettings]) -> None:
+    async with opened(transport()) as server:
+        name = "echo" if transport is script else "say_text"
+        said = [f"{number} " * 100 for number in range(300)]
+        assert await asyncio.gather(*(server.call(name, text=one) for one in said)) == said
+
+
+async def test_calls_cancelled_in_every_state_leave_a_server_that_works() -> None:
+    async with opened(script()) as server:
+        for turns in range(30):
+            call = asyncio.create_task(server.call("echo", text="x" * 100_000))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+        assert await server.call("echo", text="hi") == "hi"
+
+
+async def test_closing_while_it_waits_for_the_next_attempt() -> None:
+    source = McpSource(script("leave"), backoff=Backoff(1000, 1000))
+    assert await source.open(lambda tools: None) == []
+    await source.aclose()
 
 
 async def test_what_it_asks_of_its_client_is_declined() -> None:

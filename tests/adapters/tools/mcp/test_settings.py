@@ -67,6 +67,12 @@ def test_variables_that_are_not_set() -> None:
     assert settings.request_headers({"A": " 1 ", "B": " "}) == {"a": "1"}
 
 
+def test_what_counts_as_secret() -> None:
+    over_http = McpSettings(url="http://a/mcp?key=in-the-url", headers={"h": "in-a-header"}, bearer_env="KEY")
+    assert over_http.secrets({"KEY": " in-a-variable "}) == ["in-a-header", "in-the-url", "in-a-variable"]
+    assert McpSettings(command="a", env={"A": "given"}, env_from=("B",)).secrets({"B": "passed"}) == ["given", "passed"]
+
+
 def test_foreign_text_is_put_into_one_line_without_secrets() -> None:
     wording = Wording(["Bearer abcdef-123", "on", "long-password"])
     assert wording.line("it said\n\x1b[31mabcdef-123\r\n on long-password") == "it said  [31m[...] on [...]"
