@@ -1,5 +1,5 @@
-"""The command line: `asynclm serve | simulate | demo | bench | cache | runs`. Each command lives in a module of its
-own, loaded when used.
+"""The command line: `asynclm serve | simulate | demo | bench | tools | cache | runs`. Each command lives in a module of
+its own, loaded when used.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ COMMANDS: Final = {
         "asynclm.bench.command",
         "the paper's evaluation: every method on BFCL tasks, on a virtual clock or real",
     ),
+    "tools": ("asynclm.proxy.tools_command", "list the tools of a config, check them, or call one"),
     "cache": ("asynclm.proxy.cache.command", "look into the cache of tool results, or clear it"),
     "runs": ("asynclm.proxy.runs_command", "list the runs of a proxy, or draw one"),
 }

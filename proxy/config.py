@@ -36,6 +36,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 import msgspec
 
 from asynclm.adapters.stores import BadURLError, check_url, shown
+from asynclm.adapters.tools.http_settings import HttpSettings
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.options import Options
 from asynclm.cml.machine import Limits as RunLimits
@@ -55,6 +56,16 @@ Kind = Literal["openai", "anthropic", "simulated"]
 PolicyName = Literal["sync", "parallel", "immediate", "coalesce", "fork", "auto", "off"]
 
 _BASE_URLS: Final = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
+_SOURCES: Final = ("python", "openapi", "mcp")
+_OF_SOURCES: Final = {
+    "name": ("python",),
+    "description": ("python",),
+    "include": ("openapi", "mcp"),
+    "exclude": ("openapi", "mcp"),
+    "prefix": ("openapi", "mcp"),
+    "http": ("openapi",),
+    "overrides": ("openapi", "mcp"),
+}
 _VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -163,6 +174,10 @@ class Runs(_Section, frozen=True, kw_only=True):
     keep: Count = 200
 
 
+class Override(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What wins over a single tool's own declarations."""
+
+
 class Store(_Section, frozen=True, kw_only=True):
     """`[store]`: where cached results are kept.
 
@@ -204,15 +219,19 @@ class Tool(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[[tools]]`: where a tool comes from, and what wins over its own declarations.
 
     `python` is `"path/to/file.py:function"`, a path being relative to the config file, or `"package.module:function"`.
-    `mcp` says how to reach an MCP server; `include` and `exclude` are patterns of the names of its tools, `prefix` is
-    put before each.
+    `openapi` is a document, as a file or an address, and `http` how its service is spoken to; `mcp` says how to reach
+    an MCP server. Of these, `include` and `exclude` are patterns of the names of tools, `prefix` is put before each;
+    `overrides` says something about single ones, by name.
     """
 
     python: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    openapi: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    http: HttpSettings | None = None
     mcp: McpSettings | None = None
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     prefix: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
+    overrides: dict[str, Override] = msgspec.field(default_factory=dict)
 
 
 class UnknownModelError(LookupError):
@@ -282,8 +301,9 @@ def load(path: Path | None, environ: Mapping[str, str], cwd: Path) -> Config:
     for index, tool in enumerate(tools):
         _check_tool(tool, index, reader)
     for index, tool in enumerate(tools):
-        if tool.mcp is not None and (missing := tool.mcp.missing(environ)):
-            warnings.append(f"{dotted(('tools', index, 'mcp'))}: not set: {', '.join(missing)}")
+        for key, settings in (("http", tool.http), ("mcp", tool.mcp)):
+            if settings is not None and (missing := settings.missing(environ)):
+                warnings.append(f"{dotted(('tools', index, key))}: not set: {', '.join(missing)}")
     for name, upstream in upstreams.items():
         if upstream.api_key_env and upstream.api_key(environ) is None:
             warnings.append(
@@ -398,23 +418,25 @@ def _url_problem(url: str) -> str | None:
 
 
 def _check_tool(tool: Tool, index: int, reader: Reader) -> None:
-    if tool.python is None and tool.mcp is None:
-        raise reader.error(
-            ("tools", index), 'must say where the tool is: python = "path/to/file.py:function", or mcp = {...}'
+    def error(why: str, *key: str) -> ConfigError:
+        return reader.error(("tools", index, *key), why)
+
+    sources = [key for key in _SOURCES if getattr(tool, key) is not None]
+    if not sources:
+        raise error(
+            'must say where the tool is: python = "path/to/file.py:function", openapi = "file or address", '
+            "or mcp = {...}"
         )
-    if tool.python is not None and tool.mcp is not None:
-        raise reader.error(("tools", index, "mcp"), "python is there already; a table is for one source of tools")
-    wrong = ("include", "exclude", "prefix") if tool.mcp is None else ("name", "description")
-    for key in wrong:
-        if getattr(tool, key):
-            raise reader.error(
-                ("tools", index, key), f"is for {'sources of several tools' if tool.mcp is None else 'a single tool'}"
-            )
+    if len(sources) > 1:
+        raise error(f"{sources[0]} is there already; a table is for one source of tools", sources[1])
+    for key, of in _OF_SOURCES.items():
+        if getattr(tool, key) and sources[0] not in of:
+            raise error(f"is for {' and '.join(of)}, not for {sources[0]}", key)
     if tool.prefix is not None and not tool.prefix.isidentifier():
-        raise reader.error(("tools", index, "prefix"), "must be an identifier: letters, digits and underscores")
-    if tool.mcp is not None and (problem := tool.mcp.problem()):
-        key, why = problem
-        raise reader.error(("tools", index, "mcp", *((key,) if key else ())), why)
+        raise error("must be an identifier: letters, digits and underscores", "prefix")
+    for name, settings in (("http", tool.http), ("mcp", tool.mcp)):
+        if settings is not None and (problem := settings.problem()):
+            raise error(problem[1], name, *filter(None, problem[:1]))
 
 
 def _checked_model(model: Model, name: str, upstreams: Mapping[str, Upstream], reader: Reader) -> Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from asynclm.adapters.tools.openapi import OpenAPISource
 from asynclm.adapters.tools.options import Options
 from asynclm.adapters.tools.protocol import Source
 from asynclm.adapters.tools.python import load as load_python
@@ -31,9 +32,22 @@ def _source(entry: Tool, config: Config, environ: Mapping[str, str]) -> Source:
             include=entry.include,
             exclude=entry.exclude,
             prefix=entry.prefix,
+            overrides=entry.overrides,
             environ=environ,
             base=config.base,
             silence_s=config.limits.tool_timeout_s,
+        )
+    if entry.openapi is not None:
+        return OpenAPISource(
+            entry.openapi,
+            http=entry.http,
+            include=entry.include,
+            exclude=entry.exclude,
+            prefix=entry.prefix,
+            options=options,
+            overrides=entry.overrides,
+            base=config.base,
+            environ=environ,
         )
     assert entry.python is not None, "the config has checked that each entry has a source"
     return FixedSource([load_python(entry.python, config.base, options)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote, quote_plus
@@ -46,6 +47,11 @@ class Credentials:
         keys |= {word for value in fixed for word in (value, *value.split()) if len(word) >= _MIN_MASKED}
         forms = {form for word in keys if word for form in (word, quote(word, safe=""), quote_plus(word))}
         self._forms = sorted(forms, key=len, reverse=True)  # what holds another one goes first
+
+    def fingerprint(self) -> str:
+        """Who the proxy is to the service, as a hash: what another one was answered may not hold for this one."""
+        told = repr((sorted(self.headers.items()), sorted(self.query.items())))
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def masked(self, text: str) -> str:
         """A text for people or models, without any key."""

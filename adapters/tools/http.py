@@ -68,6 +68,10 @@ class HttpClient:
         self._known: set[tuple[str, int]] = set()
         self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether the host is trusted with any address
 
+    def identity(self) -> str:
+        """A hash of what goes along with every request."""
+        return self._credentials.fingerprint()
+
     def allow(self, urls: Iterable[URL]) -> None:
         """Let requests go to the hosts of these addresses."""
         for url in urls:
@@ -162,6 +166,7 @@ class HttpClient:
                 # How long a call may take in all is the executor's business.
                 timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=_CONNECT_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("Content-Type",),
                 trust_env=False,
             )
         return session

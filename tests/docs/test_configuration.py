@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from commands import ROOT, fenced, tables
 
+from asynclm.adapters.tools.http_settings import HttpSettings
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.options import declared_options
 from asynclm.adapters.tools.python import PythonTool
@@ -24,6 +25,7 @@ SECTIONS = {
     "`[store]`": (Store, "ASYNCLM_STORE_"),
     "`[cache]`": (Cache, "ASYNCLM_CACHE_"),
     "Tools": (Tool, None),
+    "HTTP services": (HttpSettings, None),
     "MCP servers": (McpSettings, None),
 }
 WORDS = {
@@ -42,7 +44,7 @@ WORDS = {
 def word(kind: msgspec.inspect.Type) -> str:
     """A type as the page calls it."""
     if isinstance(kind, msgspec.inspect.UnionType):
-        (kind,) = [part for part in kind.types if not isinstance(part, msgspec.inspect.NoneType)]
+        return " or ".join(word(part) for part in kind.types if not isinstance(part, msgspec.inspect.NoneType))
     return WORDS[type(kind).__name__.removesuffix("Type").lower()]
 
 
@@ -52,7 +54,7 @@ def default(field: msgspec.inspect.Field) -> str:
 
 
 def test_no_section_is_missing() -> None:
-    described = {re.findall(r"[a-z]+", heading.lower())[0] for heading in SECTIONS} - {"mcp"}
+    described = {re.findall(r"[a-z]+", heading.lower())[0] for heading in SECTIONS} - {"http", "mcp"}
     assert described == set(Config.__struct_fields__) - {"base", "source", "warnings"}
 
 

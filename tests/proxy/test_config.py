@@ -265,7 +265,31 @@ class TestErrors:
             (TWO, 'models."*".upstream: there are several upstreams, so say which: main, local'),
             (
                 "[[tools]]\nname = 'f'",
-                'tools[0]: must say where the tool is: python = "path/to/file.py:function", or mcp = {...}',
+                'tools[0]: must say where the tool is: python = "path/to/file.py:function", '
+                'openapi = "file or address", or mcp = {...}',
+            ),
+            (
+                "[[tools]]\npython = 'a:f'\nopenapi = 'b'",
+                "tools[0].openapi: python is there already; a table is for one source of tools",
+            ),
+            ("[[tools]]\nopenapi = 'b'\nname = 'f'", "tools[0].name: is for python, not for openapi"),
+            ("[[tools]]\npython = 'a:f'\ninclude = ['b']", "tools[0].include: is for openapi and mcp, not for python"),
+            ("[[tools]]\npython = 'a:f'\nhttp = {retries = 1}", "tools[0].http: is for openapi, not for python"),
+            (
+                "[[tools]]\nopenapi = 'b'\nhttp = {base_url = 'b'}",
+                "tools[0].http.base_url: must be an http:// or https:// address, such as https://api.example.com/v1",
+            ),
+            (
+                "[[tools]]\nopenapi = 'b'\nhttp = {retry = 1}",
+                "tools[0].http: object contains unknown field retry",
+            ),
+            (
+                "[[tools]]\nopenapi = 'b'\noverrides = {f = {efect = 'read_only'}}",
+                "tools[0].overrides: object contains unknown field efect",
+            ),
+            (
+                "[[tools]]\nopenapi = 'b'\nprefix = 'a-b'",
+                "tools[0].prefix: must be an identifier: letters, digits and underscores",
             ),
             (
                 "[[tools]]\npython = 'a:f'\n[[tools]]\npyton = 'a:f'",

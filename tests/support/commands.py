@@ -22,10 +22,10 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def listening(*arguments: str, cwd: Path, **environ: str) -> Iterator[str]:
-    """Run `asynclm ...` until it says where it listens; give that address, and stop it cleanly in the end."""
+def started(*command: str | Path, cwd: Path, **environ: str) -> Iterator[str]:
+    """Run a command until it prints its first line; give that, and stop it cleanly in the end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "asynclm.proxy.cli", *arguments],
+        command,
         cwd=cwd,
         env=environment(**environ),
         stdin=subprocess.DEVNULL,
@@ -34,14 +34,20 @@ def listening(*arguments: str, cwd: Path, **environ: str) -> Iterator[str]:
     )
     assert process.stdout is not None
     try:
-        line = process.stdout.readline()
-        assert "listening on http://" in line, line
-        yield line.split()[-1]
+        yield process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
     finally:
         process.kill()
         process.communicate()
+
+
+@contextlib.contextmanager
+def listening(*arguments: str, cwd: Path, **environ: str) -> Iterator[str]:
+    """Run `asynclm ...` until it says where it listens; give that address, and stop it cleanly in the end."""
+    with started(sys.executable, "-m", "asynclm.proxy.cli", *arguments, cwd=cwd, **environ) as line:
+        assert "listening on http://" in line, line
+        yield line.split()[-1]
 
 
 def output_of(*command: str | Path, cwd: Path, **environ: str) -> str:

@@ -84,8 +84,8 @@ class Document:
 
     def target(self, place: Place, reference: str) -> Place:
         """What `reference`, which stands at `place`, leads to: one step. Raises `ToolDefinitionError`."""
-        uri, fragment = urldefrag(urljoin(place.uri, reference))
         try:
+            uri, fragment = urldefrag(urljoin(place.uri, reference))
             value = self._registry.resolver(uri).lookup(f"#{fragment}").contents
         except (referencing.exceptions.Unresolvable, ValueError, TypeError, AttributeError):
             raise ToolDefinitionError(f"{place.shown}: there is no {reference[:200]!r}") from None
@@ -116,7 +116,10 @@ async def load(location: str, base: Path, fetch: Fetch) -> Document:
             _check(content)
         contents[each] = content
         for reference in _references(content):
-            other = urldefrag(urljoin(each, reference)).url
+            try:
+                other = urldefrag(urljoin(each, reference)).url
+            except ValueError:
+                raise ToolDefinitionError(f"{reference[:200]!r} is no reference") from None
             if other not in contents and other not in todo:
                 _check_reach(uri, other, reference)
                 todo.append(other)

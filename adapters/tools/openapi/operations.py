@@ -99,7 +99,10 @@ def server(document: Document, operation: Operation) -> URL:
     for name, variable in variables.items() if isinstance(variables, dict) else ():
         default = variable.get("default") if isinstance(variable, dict) else None
         template = str(template).replace(f"{{{name}}}", str(default))
-    address = urljoin(document.uri, str(template))
+    try:
+        address = urljoin(document.uri, str(template))
+    except ValueError:
+        address = ""
     if urlsplit(address).scheme == "file":
         raise ToolDefinitionError("the document names no server: say where it is (base_url)")
     return base_url(address)

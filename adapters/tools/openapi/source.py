@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -127,10 +128,16 @@ class OpenAPISource:
             for key in keys:
                 options = self._overrides[key].over(options)
             name = options.name or name
-            tools[name] = OpenAPITool(self._client, operation, base, takes, _spec(name, operation, takes, options))
+            spec = _spec(name, operation, takes, options, version=self._version(operation, base))
+            tools[name] = OpenAPITool(self._client, operation, base, takes, spec)
             self._client.allow([base])
         self._check(tools, left_out, used)
         return list(tools.values())
+
+    def _version(self, operation: Operation, base: URL) -> str:
+        """Changes with whatever else than the arguments decides what is asked of whom."""
+        what = f"{operation.method} {base} {operation.path} {self._client.identity()}"
+        return hashlib.sha256(what.encode()).hexdigest()[:16]
 
     def _check(self, tools: Mapping[str, OpenAPITool], left_out: Sequence[str], used: set[str]) -> None:
         for key in self._overrides.keys() - used:
@@ -179,16 +186,19 @@ class OpenAPITool:
         return value(await self._client.send(made))
 
 
-def _spec(name: str, operation: Operation, takes: Signature, options: Options) -> ToolSpec:
+def _spec(name: str, operation: Operation, takes: Signature, options: Options, *, version: str) -> ToolSpec:
     described = options.description
     if described is None:
         value = operation.place.value
-        texts = [str(value[key]) for key in ("summary", "description") if value.get(key)]
-        described = ". ".join(dict.fromkeys(text.strip().rstrip(".") for text in texts)) or operation.shown
-        described = shortened(described, _MAX_DESCRIPTION)
+        summary, text = (str(value.get(key) or "").strip() for key in ("summary", "description"))
+        if summary and text and not summary.endswith((".", "!", "?")):
+            summary += "."
+        if text.startswith(summary.rstrip(".")):
+            summary = ""
+        described = shortened(f"{summary} {text}", _MAX_DESCRIPTION) or operation.shown
     declared = {key: getattr(options, key) for key in _DECLARED if getattr(options, key) is not None}
     return ToolSpec(
-        **{"effect": _EFFECTS[operation.method], **declared},
+        **{"effect": _EFFECTS[operation.method], "version": version, **declared},
         name=name,
         description=described,
         parameters=takes.schema,
@@ -212,5 +222,9 @@ def _unused(name: str, taken: Mapping[str, Any]) -> str:
 
 def _without_secrets(location: str) -> str:
     """The document's location, for messages: an address without its query and user."""
-    parts = urlsplit(location)
-    return f"{parts.scheme}://{parts.hostname}{parts.path}" if parts.scheme in ("http", "https") else location
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        raise ToolDefinitionError("openapi: it is neither a file nor an address") from None
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme in ("http", "https") else location

@@ -196,6 +196,10 @@ spaced name: here
             await load("https://api.example/api.json", Path(), web.fetch)
         assert web.fetched == ["https://api.example/api.json"]
 
+    async def test_that_are_none(self, tmp_path: Path) -> None:
+        message = await refused(tmp_path, json.dumps({**SMALL, "a": {"$ref": "http://[::1"}}))
+        assert message == "'http://[::1' is no reference"
+
     async def test_in_examples_and_answers_are_none(self, tmp_path: Path) -> None:
         elsewhere = {"$ref": "https://evil.example/x"}
         part = {"example": elsewhere, "x-more": elsewhere, "responses": {"200": elsewhere}}
