@@ -137,6 +137,8 @@ async def _check(config: Config) -> int:
 
 async def _check_source(config: Config, entry: Tool) -> tuple[int, str | None]:
     sources = Sources([])
+    if entry.mcp is not None:  # one that is down is told as what it is, and tried once
+        entry = msgspec.structs.replace(entry, mcp=msgspec.structs.replace(entry.mcp, required=True))
     try:
         sources = load_sources(msgspec.structs.replace(config, tools=(entry,)))
         await sources.open()

@@ -58,8 +58,7 @@ def test_the_proxy_does_not_start_without_a_server_that_it_requires(tmp_path: Pa
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "asynclm: the MCP server files is required, but can't be used: "
-        "it ended with exit status 1; the end of its error output: bad key"
+        "asynclm: the MCP server files can't be used: it ended with exit status 1; the end of its error output: bad key"
     ]
 
 
@@ -80,3 +79,29 @@ def test_the_proxy_can_be_stopped_while_a_server_is_being_started(tmp_path: Path
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert not running(child)
+
+
+def test_tools_are_checked_and_called_without_a_proxy(tmp_path: Path) -> None:
+    path = config(tmp_path, command(SCRIPT, "leave") + ', name = "down"', command(SCRIPT))
+
+    def tools(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "asynclm.proxy.cli", "tools", "--config", path, *arguments],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
+
+    checked = tools("check")
+    assert checked.returncode == 1
+    assert checked.stdout.splitlines() == [
+        "FAILED  mcp down: the MCP server down can't be used: "
+        "it ended with exit status 1; the end of its error output: bad key",
+        "ok      mcp mcp_script: 12 tools",
+    ]
+    assert checked.stderr == ""
+    called = tools("call", "echo", '{"text": "hi"}')
+    assert (called.returncode, called.stdout) == (0, '"hi"\n')

@@ -99,7 +99,7 @@ class McpSource:
         """
         problem = await self.server.open()
         if problem is not None and self._settings.required:
-            raise ToolDefinitionError(f"the MCP server {self.server.name} is required, but can't be used: {problem}")
+            raise ToolDefinitionError(f"the MCP server {self.server.name} can't be used: {problem}")
         self._changed = changed
         return self._tools
 

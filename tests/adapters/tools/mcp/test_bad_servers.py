@@ -24,7 +24,7 @@ async def refused(settings: McpSettings, **options: object) -> str:
         await source.open(lambda tools: None)
     await source.aclose()
     said = str(caught.value)
-    assert said.startswith(f"the MCP server {settings.shown} is required, but can't be used: ")
+    assert said.startswith(f"the MCP server {settings.shown} can't be used: ")
     assert "\n" not in said
     return said.partition("used: ")[2]
 
