@@ -118,7 +118,10 @@ def test_check_finds_all_that_is_wrong(tools: Tools) -> None:
     assert lines[1] == "ok      openapi pets.json: 1 tool"
     assert lines[2].startswith("FAILED  openapi bad.json: bad.json: it is of version 2.0 (Swagger)")
     assert "127.0.0.1 is a loopback address, which allow_private does not allow" in lines[3]
-    assert lines[4] == "FAILED  mcp no-such-program: it has no tools"
+    assert lines[4] == (
+        "FAILED  mcp no-such-program: the MCP server no-such-program can't be used: "
+        "it can't be started: No such file or directory: no-such-program"
+    )
     assert "secret" not in out
 
 

@@ -69,8 +69,8 @@ def call(id: int, name: str, said: str) -> None:
         case "junk_result":
             send(id=id, result={"content": [{"type": "smell", "smell": "roses"}]})
         case "flood":
-            for _ in range(1200):
-                send(method="notifications/message", params={"level": "info", "data": "x"})
+            note = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "x"}}
+            write(f"{json.dumps(note)}\n" * 1800)
             send(id=id, result=text("after the flood"))
         case "flood_forever":
 

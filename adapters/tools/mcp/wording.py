@@ -55,11 +55,11 @@ def _said(error: BaseException) -> str:
         case ValidationError():
             return "it sent what the protocol doesn't allow"  # pydantic's own text quotes it at length
         case httpx2.ConnectError() | httpx2.ConnectTimeout():
-            return f"can't connect ({str(error) or type(error).__name__})"
+            return f"it can't be reached ({str(error) or type(error).__name__})"
         case httpx2.TransportError():
             return f"the connection failed ({str(error) or type(error).__name__})"
         case OSError(strerror=str()):
-            return f"can't be started: {error.strerror}" + (f": {error.filename}" if error.filename else "")
+            return f"it can't be started: {error.strerror}" + (f": {error.filename}" if error.filename else "")
         case JunkError():
             return str(error)
         case _:

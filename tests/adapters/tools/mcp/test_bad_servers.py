@@ -60,9 +60,9 @@ async def test_one_that_ends_at_once() -> None:
 @pytest.mark.parametrize(
     ("command", "cwd", "why"),
     [
-        ("no-such-program", None, "can't be started: No such file or directory: no-such-program"),
-        ("/etc/hostname", None, "can't be started: "),
-        ("true", "no/such/folder", "can't be started: No such file or directory: "),
+        ("no-such-program", None, "it can't be started: No such file or directory: no-such-program"),
+        ("/etc/hostname", None, "it can't be started: "),
+        ("true", "no/such/folder", "it can't be started: No such file or directory: "),
         ("true", None, "it ended with exit status 0"),
     ],
 )

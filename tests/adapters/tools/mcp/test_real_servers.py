@@ -104,7 +104,7 @@ async def test_a_server_that_is_down_at_the_start(caplog: pytest.LogCaptureFixtu
         pass
     async with opened(McpSettings(url=f"http://127.0.0.1:{port}/mcp?key=secret-key", name="demo")) as server:
         assert not server.tools
-        assert "MCP server demo: can't connect" in caplog.text
+        assert "MCP server demo: it can't be reached" in caplog.text
         async with real_over_http(port=port):
             assert "add" in await server.changes.get()
             assert await server.call("add", a=1) == {"total": 2}
