@@ -110,6 +110,9 @@ async def test_open_answers_get_a_grace_time_and_then_an_error_event(tmp_path: P
         ('[models."*"]\nupstream = "nowhere"', 2, "nowhere"),
         ('[[tools]]\npython = "nothing.py:f"', 2, "nothing.py:f"),
         ('[[tools]]\npython = "tools.py:nothing"', 2, "tools.py:nothing"),
+        ('[[tools]]\nopenapi = "none.yaml"', 2, "none.yaml can't be read: No such file or directory"),
+        ('[[tools]]\nopenapi = "tools.py"', 2, "tools.py: it is neither JSON nor YAML"),
+        ('[[tools]]\nopenapi = "http://127.0.0.1:9/api"', 2, "127.0.0.1 is a loopback address"),
         ('[[tools]]\npython = "tools.py:add"\n[[tools]]\npython = "tools.py:add"', 2, "'add'"),
     ],
 )

@@ -68,7 +68,7 @@ class Document:
         self.uri = uri
         self.root = Place(contents[uri], uri, "")
         self.version = str(self.root.value["openapi"])
-        self._contents = contents
+        self._targets: dict[tuple[str, str], Place] = {}
         self._registry: referencing.Registry[Any] = referencing.Registry().with_resources(
             (each, referencing.Specification.OPAQUE.create_resource(content)) for each, content in contents.items()
         )
@@ -84,12 +84,16 @@ class Document:
 
     def target(self, place: Place, reference: str) -> Place:
         """What `reference`, which stands at `place`, leads to: one step. Raises `ToolDefinitionError`."""
+        known = self._targets.get((place.uri, reference))
+        if known is not None:
+            return known
         try:
             uri, fragment = urldefrag(urljoin(place.uri, reference))
             value = self._registry.resolver(uri).lookup(f"#{fragment}").contents
         except (referencing.exceptions.Unresolvable, ValueError, TypeError, AttributeError):
             raise ToolDefinitionError(f"{place.shown}: there is no {reference[:200]!r}") from None
-        return Place(value, uri, unquote(fragment).rstrip("/"))
+        found = self._targets[place.uri, reference] = Place(value, uri, unquote(fragment).rstrip("/"))
+        return found
 
 
 async def load(location: str, base: Path, fetch: Fetch) -> Document:

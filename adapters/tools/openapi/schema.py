@@ -6,15 +6,19 @@ left out; a pattern becomes part of the description, since its regular expressio
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from asynclm.adapters.tools.openapi.document import Document, Place
 from asynclm.adapters.tools.options import ToolDefinitionError
 
-_MAX_INLINED: Final = 2_000  # schemas of one operation, before references are shared instead
-_MAX_SCHEMAS: Final = 20_000
+_MAX_INLINED: Final = 1_000  # schemas of one operation, before references are shared instead
+_MAX_SCHEMAS: Final = 5_000
+_SHALLOW: Final = 3  # levels, where even that is too much
+_MAX_SHALLOW: Final = 500
 _MAX_DEPTH: Final = 60
 _MAX_DESCRIPTION: Final = 300
 
@@ -44,6 +48,11 @@ _IN_PLACE: Final = ("anyOf", "oneOf", "allOf", "not")  # apply to the same value
 _TYPES: Final = frozenset({"string", "number", "integer", "boolean", "array", "object", "null"})
 
 
+class _Mode(enum.Enum):
+    SHARED = enum.auto()
+    SHALLOW = enum.auto()
+
+
 class Schemas:
     """Converts the schemas of one operation; `defs` is what their references need beside them."""
 
@@ -53,23 +62,37 @@ class Schemas:
         self._start()
 
     def convert(self, places: Mapping[str, Place]) -> dict[str, dict[str, Any]]:
-        """These schemas by name. Raises `ToolDefinitionError` naming the place of what is wrong."""
-        cycles = _Cycles(self._document)
-        for place in places.values():
-            cycles.look(place)
-        self._recursive, self._endless, self._share = cycles.recursive, cycles.endless, False
-        try:
-            return self._converted(places, _MAX_INLINED)
-        except _TooManyError:
-            self._share = True  # each schema once, however often it is referred to
-        try:
-            return self._converted(places, _MAX_SCHEMAS)
-        except _TooManyError:
-            raise ToolDefinitionError(f"its schemas have more than {_MAX_SCHEMAS} parts") from None
+        """These schemas by name; in less detail where they would be too many.
 
-    def _converted(self, places: Mapping[str, Place], most: int) -> dict[str, dict[str, Any]]:
+        Raises `ToolDefinitionError` naming the place of what is wrong.
+        """
+        cycles = _Cycles(self._document)
+        try:
+            for place in places.values():
+                cycles.look(place)
+            self._recursive, self._endless = cycles.recursive, cycles.endless
+            return self._shortest(places)
+        except _TooManyError:
+            return self._shallow(places)
+
+    def _shortest(self, places: Mapping[str, Place]) -> dict[str, dict[str, Any]]:
+        try:
+            return self._converted(places, _MAX_INLINED, _MAX_DEPTH)
+        except _TooManyError:  # each schema once, however often it is referred to
+            return self._converted(places, _MAX_SCHEMAS, _MAX_DEPTH, _Mode.SHARED)
+
+    def _shallow(self, places: Mapping[str, Place]) -> dict[str, dict[str, Any]]:
+        """Only the upper levels; below them anything goes, and it is for the service to say what is wrong."""
+        for levels in range(_SHALLOW, 0, -1):
+            with suppress(_TooManyError):
+                return self._converted(places, _MAX_SHALLOW, levels, _Mode.SHALLOW)
+        return self._converted(places, len(places) * 2, 0, _Mode.SHALLOW)
+
+    def _converted(
+        self, places: Mapping[str, Place], most: int, levels: int, mode: _Mode | None = None
+    ) -> dict[str, dict[str, Any]]:
         self._start()
-        self._left = most
+        self._left, self._levels, self._mode = most, levels, mode
         converted = {name: self._schema(place, 0) for name, place in places.items()}
         while self._pending:
             name, place = self._pending.popitem()
@@ -80,12 +103,14 @@ class Schemas:
         self.defs: dict[str, dict[str, Any]] = {}
         self._names: dict[tuple[str, str], str] = {}
         self._pending: dict[str, Place] = {}
-        self._left = 0
 
     def _schema(self, place: Place, depth: int) -> dict[str, Any]:
         schema = place.value
         self._left -= 1
-        if self._left < 0 or depth > _MAX_DEPTH:
+        if depth > self._levels and self._mode is _Mode.SHALLOW:
+            kind = schema.get("type") if isinstance(schema, dict) else None
+            return {"type": kind} if isinstance(kind, str) and kind in _TYPES else {}
+        if self._left < 0 or depth > self._levels:
             raise _TooManyError
         if isinstance(schema, bool):
             return {} if schema else {"not": {}}
@@ -98,9 +123,11 @@ class Schemas:
     def _reference(self, place: Place, depth: int) -> dict[str, Any]:
         target = self._document.target(place, place.value["$ref"])
         key = (target.uri, target.pointer)
-        if (place.uri, place.pointer) in self._endless:
+        if self._mode is _Mode.SHALLOW:
+            found = self._schema(target, depth + 1)
+        elif (place.uri, place.pointer) in self._endless:
             return {}
-        if key in self._recursive or self._share:
+        elif key in self._recursive or self._mode is _Mode.SHARED:
             found = {"$ref": f"#/$defs/{self._name(target)}"}
         else:
             found = self._schema(target, depth + 1)
@@ -187,7 +214,7 @@ class Schemas:
 
 
 class _TooManyError(Exception):
-    pass
+    """More schemas, or deeper ones, than a tool is described with."""
 
 
 class _Cycles:
@@ -215,7 +242,7 @@ class _Cycles:
         if key in done or not isinstance(schema, dict):
             return
         if len(around) > _MAX_DEPTH * 4 or len(done) > _MAX_SCHEMAS:
-            raise ToolDefinitionError(f"{place.shown}: its schemas are too many, or nested too deeply")
+            raise _TooManyError
         around.add(key)
         if isinstance(schema.get("$ref"), str):
             target = self._document.target(place, schema["$ref"])
@@ -233,13 +260,17 @@ class _Cycles:
 
 def _parts(place: Place, in_place: bool) -> Iterator[Place]:
     for keyword in _IN_PLACE if in_place else (*_ONE, *_MANY):
+        if keyword not in place.value:
+            continue
         part = place.at(keyword)
         if isinstance(part.value, list):
             yield from (part.at(index) for index in range(len(part.value)))
         else:
             yield part
+    if in_place or "properties" not in place.value:
+        return
     properties = place.at("properties")
-    if not in_place and isinstance(properties.value, dict):
+    if isinstance(properties.value, dict):
         yield from (properties.at(name) for name in properties.value)
 
 

@@ -28,6 +28,7 @@ from asynclm.cml.tools import CallError, Effect, ToolSpec
 
 _LOAD_S: Final = 60.0
 _MAX_DESCRIPTION: Final = 500
+_LARGE: Final = 2**18
 _MANY_TOOLS: Final = 100
 # What options say of a tool just as its spec does.
 _DECLARED: Final = {*Options.__struct_fields__} & {*ToolSpec.__struct_fields__} - {"name", "description"}
@@ -85,7 +86,7 @@ class OpenAPISource:
         try:
             async with asyncio.timeout(_LOAD_S):
                 document = await load(self._location, self._base, self._fetch)
-            return self._tools(document)
+            return await asyncio.to_thread(self._tools, document)
         except CallError as error:
             raise ToolDefinitionError(f"{self._shown}: the document can't be fetched: {error.message}") from None
         except TimeoutError:
@@ -183,7 +184,9 @@ class OpenAPITool:
             arguments,
             repeatable=repeatable,
         )
-        return value(await self._client.send(made))
+        answer = await self._client.send(made)
+        # What takes long to decode would hold up every stream of the server.
+        return value(answer) if len(answer.body) < _LARGE else await asyncio.to_thread(value, answer)
 
 
 def _spec(name: str, operation: Operation, takes: Signature, options: Options, *, version: str) -> ToolSpec:

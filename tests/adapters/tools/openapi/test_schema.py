@@ -189,8 +189,21 @@ def test_aliases_that_never_end() -> None:
     for _ in range(40):
         shared = {"properties": {"a": shared, "b": shared}}
     for schema in (looped, shared):
-        with pytest.raises(ToolDefinitionError, match="too many, or nested too deeply"):
-            convert(schema)
+        converted = plain(schema)
+        assert len(json.dumps(converted)) < 1_000
+        accepts(converted, {}, [[[[[[]]]]]])  # ends
+
+
+def test_more_than_a_tool_can_be_described_with_is_cut_below() -> None:
+    names = [f"S{number}" for number in range(400)]
+    web = {
+        name: {"properties": {"n": {"type": "integer"}, **{other: ref(other) for other in names[index % 7 :: 7]}}}
+        for index, name in enumerate(names)
+    }
+    converted, defs = convert(ref("S0"), **web)
+    assert len(json.dumps([converted, defs])) < 200_000
+    assert accepts(converted, defs, {"n": 1, "S7": {"n": 2}})
+    assert not accepts(converted, defs, {"n": "x"})
 
 
 def test_texts_are_short() -> None:
