@@ -129,9 +129,9 @@ def auto(view: View) -> Move:
     resume = "how long a resume takes is unknown" if forecast.ttft is None else f"a resume takes {_ms(forecast.ttft)}"
     trifle = 0.0 if forecast.ttft is None else _TRIFLE * forecast.ttft
     # What a chain of calls loses by waiting is lost only if the results lead on to a further call.
-    if view.unbegun and forecast.age * forecast.age_leads <= trifle:
+    alone = last and view.unbegun == view.branches  # then what is merged needs no branch
+    if view.unbegun and forecast.age * forecast.age_leads <= trifle and (alone or view.affordable):
         why = f"a branch was opened {_ms(forecast.age)} ago and has not begun; {resume}"
-        alone = last and view.unbegun == view.branches
         return Move(start=True, merge=True, deliver=alone, fork=not alone, ahead=last, choice="merge", why=why)
     if not view.affordable:
         return Move(start=True, choice="coalesce", why="the run's bounds leave no room for a further branch")

@@ -339,7 +339,7 @@ class Run(Deciding):
             self._decide(move)
         if move.merge:
             self._merge()
-        if not self._queue:
+        if self.finished or not self._queue:
             return
         urgent = self._urgent()
         if self._branches or move.fork:

@@ -55,6 +55,39 @@ def test_a_second_result_that_comes_at_once_is_merged_into_the_branch() -> None:
     assert p.prompt[-1] == "runtime: [INTR] a [HEAD] 1 [END]\n[INTR] b [HEAD] 2 [END]"
 
 
+def burst(calls: int, **options: object) -> Playbook:
+    """Results that come one millisecond after another, each beside a branch that has not begun."""
+    p = trapped(*(f"[CALL] c{n} [HEAD] f(x={n}) [END]" for n in range(calls)), **options)
+    for call in range(calls):
+        p.passes(0.001).returns(call, call)
+    return p
+
+
+def test_merging_does_not_use_up_the_resumes() -> None:
+    p = burst(100)
+    assert chosen(p)[-1] == "coalesce"
+    p.writes(TRAP).writes("All.").ends()
+    assert (p.shown, p.finish.reason) == ("All.", "stop")
+
+
+def test_merging_keeps_to_the_bound_on_tokens() -> None:
+    p = burst(20, limits=small(max_extra_tokens=20_000), prompt_chars=8000)
+    assert 0 < len(p.noted("merged")) < 9
+    assert sum(sum(len(s.text) for s in prompt) + 8000 for prompt in p.prompts[1:]) / 4 < 20_000
+
+
+def test_a_run_that_ends_while_branches_are_merged_goes_no_further() -> None:
+    known = costs()
+    for name in "fgh":
+        for _ in range(30):
+            known.tools.of(ToolSpec(name=name)).led(False)
+    p = trapped(A, B, C, known=known, max_tokens=2).passes(1).returns(0, 1)
+    p.handle(ev.OutsideInterrupt("user", "hello"))
+    p.writes("Hello ", "you ", "there.", stream=2).ends(stream=2)  # folded when the first branch is given up
+    p.passes(0.01).returns(1, 2)
+    assert (p.shown, p.finish.reason) == ("Hello you", "length")
+
+
 def test_a_second_result_that_comes_later_has_a_branch_of_its_own() -> None:
     p = trapped(A, B, C).returns(0, 1).passes(0.05).returns(1, 2)
     assert chosen(p) == ["fork", "fork"]
