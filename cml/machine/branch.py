@@ -21,8 +21,8 @@ class Branch:
 
     `fork` is how many segments of the transcript it opened on, `told` what it was told behind them (the
     `interrupts`, as they stand in a prompt). `pieces` is its text for the client, None standing for each block.
-    `fruitful`: it wrote a block other than a trap, or text that the client has. `trapped`: its model waits again;
-    `reason` is set when it ended by itself instead.
+    `fruitful`: it wrote a block other than a trap. `trapped`: its model waits again; `reason` is set when it ended by
+    itself instead.
     """
 
     __slots__ = (

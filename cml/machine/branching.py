@@ -7,8 +7,8 @@ times to the first token overlap. Then:
   nothing is pending and none of them could give the whole answer, one more stream opens on the whole transcript.
 - *Twins.* The same call (tool and arguments) from two branches that can't see each other is one execution, and both ids
   get the result. An id that a sibling used first is replaced by a new one.
-- *Text.* The client sees one answer. A branch's text waits until the branch is folded; only where nothing else is
-  going on does it go out as it comes. What a branch says before it traps is chatter, and dropped.
+- *Text.* The client sees one answer. A branch's text waits until the branch is folded: no branch has been told
+  everything, so that until then it may be chatter. What it says before it traps is chatter, and dropped.
 """
 
 from __future__ import annotations
@@ -153,8 +153,6 @@ class Branching(Core):
                 return
         if self._chars > self._limits.max_output_chars:
             self._end("length")
-        elif self._branches == [branch] and not self._pending():
-            self._show_pieces(branch)
 
     def _branch_called(self, branch: Branch, block: cml.Call) -> None:
         call = self._accept(block, branch.stream, branch)
@@ -246,7 +244,6 @@ class Branching(Core):
             if piece is None:
                 self._visible.block()
             else:
-                branch.fruitful = True
                 self._emit(piece)
                 if self.finished:
                     return

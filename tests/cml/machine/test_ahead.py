@@ -40,6 +40,14 @@ def test_it_goes_on_when_the_branches_bring_nothing_new() -> None:
     ]
 
 
+def test_what_the_last_branch_says_before_it_traps_is_chatter_too() -> None:
+    p = all_in().writes(TRAP, stream=1).writes("b is 2. ", "Still waiting for a.\n", TRAP, stream=2)
+    assert p.shown == ""
+    assert len(p.noted("adopted")) == 1
+    p.writes("It is 3.").ends()
+    assert (p.shown, p.streams) == ("It is 3.", 4)
+
+
 def test_what_it_wrote_to_the_end_is_held_back_until_then() -> None:
     p = all_in().writes("It is 3.", stream=3).ends(stream=3)
     assert (p.finish, p.shown) == (None, "")
