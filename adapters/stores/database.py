@@ -28,11 +28,17 @@ _PAGE_BYTES: Final = 4096
 _SWEEP_S: Final = 10.0  # how often expired keys are removed that nobody asks for
 _FULL: Final = 0.9  # of the bytes allowed: where making room stops
 
+_OPEN_S: Final = 5.0  # how long processes that open a new file at once wait for each other
+_LOCKED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+
+_SETTINGS: Final = (
+    "PRAGMA auto_vacuum = INCREMENTAL",
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = NORMAL",
+    "PRAGMA foreign_keys = ON",
+)
 _SCHEMA: Final = """
-PRAGMA auto_vacuum = INCREMENTAL;
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
-PRAGMA foreign_keys = ON;
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS keys (key BLOB PRIMARY KEY, kind TEXT NOT NULL, value BLOB, expires REAL);
 CREATE INDEX IF NOT EXISTS keys_expires ON keys (expires) WHERE expires IS NOT NULL;
 CREATE TABLE IF NOT EXISTS fields (
@@ -45,6 +51,7 @@ CREATE INDEX IF NOT EXISTS members_score ON members (key, score, member);
 CREATE TABLE IF NOT EXISTS elements (
     key BLOB NOT NULL REFERENCES keys ON DELETE CASCADE, place INTEGER NOT NULL, value BLOB NOT NULL,
     PRIMARY KEY (key, place)) WITHOUT ROWID;
+COMMIT;
 """
 
 
@@ -60,13 +67,29 @@ class Database:
         self._max_pages = max(max_bytes // _PAGE_BYTES, 64)
         self._swept = 0.0
         self._now = 0.0
+        self._run = self._connection.execute
         try:
-            self._connection.executescript(_SCHEMA)
+            self._prepare()
         except BaseException:
             self._connection.close()
             raise
-        self._run = self._connection.execute
         self._scripts = Scripts(self.call)
+
+    def _prepare(self) -> None:
+        deadline = time.monotonic() + _OPEN_S
+        while True:
+            try:
+                for setting in _SETTINGS:
+                    self._run(setting)
+                self._connection.executescript(_SCHEMA)
+                return
+            except sqlite3.OperationalError as error:
+                # SQLite itself doesn't wait where the file's mode is changed: that could be for ever.
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _LOCKED or time.monotonic() > deadline:
+                    raise
+            if self._connection.in_transaction:
+                self._run("ROLLBACK")
+            time.sleep(0.01)
 
     def close(self) -> None:
         """Write what is in the journal into the file, and let go of it."""

@@ -32,7 +32,7 @@ def check_url(url: str) -> None:
     elif not parts.hostname:
         raise BadURLError("must name a host: redis://127.0.0.1:6379/0")
     try:
-        client = connect(url, timeout_s=1.0)
+        client: Any = connect(url, timeout_s=1.0)
         if not parts.scheme.endswith(_CLUSTER):
             client.connection_pool.make_connection()  # it takes the options, and connects to nothing yet
     except (ValueError, TypeError, OSError) as error:

@@ -65,6 +65,16 @@ async def test_several_may_use_it_at_once(tmp_path: Path) -> None:
         await store.aclose()
 
 
+async def test_several_may_make_it_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for attempt in range(10):
+        stores = [Embedded(tmp_path / f"{attempt}.db") for _ in range(4)]
+        await asyncio.gather(*(store.set(f"k{n}", "1") for n, store in enumerate(stores)))
+        for store in stores:
+            assert await store.exists("k0", "k1", "k2", "k3") == 4
+            await store.aclose()
+    assert caplog.records == []
+
+
 async def test_it_stays_below_its_size(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     store = Embedded(path, max_bytes=4_000_000)
