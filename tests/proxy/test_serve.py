@@ -15,6 +15,7 @@ import aiohttp
 import openai
 import pytest
 from harness import answer_of
+from loopback import start
 from upstream import Answer, ScriptedUpstream
 
 TOOLS = '''
@@ -283,3 +284,18 @@ async def test_keys_never_reach_the_log(tmp_path: Path) -> None:
             out, err = await process.communicate()
     assert b"sk-secret" not in out + err
     assert b"not proper HTTP" in err
+
+
+async def test_it_stops_while_a_document_does_not_come(tmp_path: Path) -> None:
+    document, server = await start()
+    document.answers = [lambda exchange: None]
+    async with server:
+        (tmp_path / "asynclm.toml").write_text(
+            f'[[tools]]\nopenapi = "http://127.0.0.1:{document.port}/api"\nhttp = {{ allow_private = true }}\n'
+        )
+        process = await asynclm("serve", "--port", "0", cwd=tmp_path, OPENAI_API_KEY="sk-x")
+        exchange = await document.arrival()
+        process.send_signal(signal.SIGTERM)
+        out, err = await process.communicate()
+        assert (process.returncode, out, err) == (0, b"", b"")
+        await exchange.gone.wait()

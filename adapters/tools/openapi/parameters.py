@@ -34,8 +34,11 @@ _STYLES: Final[dict[str, tuple[str, ...]]] = {  # by location, the default first
     "header": ("simple",),
     "cookie": ("form",),
 }
-# The specification gives these a meaning of their own; they are never arguments.
-_RESERVED_HEADERS: Final = frozenset({"accept", "content-type", "authorization"})
+# Never arguments: the specification gives the first three a meaning of their own, the others belong to the connection.
+_RESERVED_HEADERS: Final = frozenset(
+    {"accept", "content-type", "authorization", "host", "content-length", "transfer-encoding", "connection", "upgrade"}
+    | {"te", "trailer", "keep-alive", "expect", "cookie", "proxy-authorization", "accept-encoding"}
+)
 
 
 class Argument(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from asynclm.adapters.tools.openapi.parameters import Argument, Signature
 from asynclm.cml.tools import CallError
 
 _RESERVED: Final = ":/?#[]@!$&'()*+,;="
+_TEMPLATE: Final = "/?:@!$&'()*+,;=~%{}"  # what may stand in a path as the document has it
 _SEPARATORS: Final = {"form": ",", "spaceDelimited": "%20", "pipeDelimited": "|"}
 
 Pairs = list[tuple[str, str]]
@@ -24,7 +25,8 @@ def request(
     method: str, base: URL, path: str, signature: Signature, arguments: Mapping[str, Any], *, repeatable: bool
 ) -> HttpRequest:
     """The request that a call with these (checked) arguments means. Raises `CallError` for one that can't be sent."""
-    query: list[str] = []
+    path, _, fixed = quote(path, safe=_TEMPLATE).partition("?")
+    query = [fixed] if fixed else []
     headers: dict[str, str] = {}
     cookies: list[str] = []
     fields: list[tuple[Argument, Any]] = []
@@ -36,7 +38,7 @@ def request(
             value = _compact(value)
         match argument.location:
             case "path":
-                path = path.replace(f"{{{argument.key}}}", _path(argument, value))
+                path = path.replace(f"{{{quote(argument.key or '', safe=_TEMPLATE)}}}", _path(argument, value))
             case "query":
                 query += [f"{name}={text}" for name, text in pairs(argument, value)]
             case "header":

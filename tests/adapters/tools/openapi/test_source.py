@@ -128,6 +128,25 @@ class TestPaths:
         contents = document(parameter("p", "path", {}, **style), path="/{p}/end")
         assert (await sent(contents, p=value)).target == path
 
+    @pytest.mark.parametrize(
+        ("path", "target"),
+        [
+            ("/a b/{p}", "/a%20b/x"),
+            ("/caf\u00e9/{p}", "/caf%C3%A9/x"),
+            ("/a%20b/{p}", "/a%20b/x"),
+            ("/x:run/{p}?action=go", "/x:run/x?action=go&q=1"),
+            ("/{p}/a\tX#y", "/x/a%09X%23y"),
+        ],
+    )
+    async def test_what_else_stands_in_them(self, path: str, target: str) -> None:
+        contents = document(parameter("p", "path"), parameter("q"), path=path)
+        more = {"q": "1"} if "?" in path else {}
+        assert (await sent(contents, p="x", **more)).target == target
+
+    async def test_a_value_is_never_a_template(self) -> None:
+        contents = document(parameter("a", "path"), parameter("\u00fc", "path"), path="/{a}/{\u00fc}")
+        assert (await sent(contents, a="{\u00fc}", ü="1")).target == "/%7B%C3%BC%7D/1"
+
     @pytest.mark.parametrize("value", ["", ".", "..", []])
     async def test_what_would_lead_elsewhere(self, value: Any) -> None:
         async with tools(document(parameter("p", "path", {}), path="/pets/{p}")) as box:
@@ -151,7 +170,8 @@ class TestHeaders:
                 await call(box, X_Id="1\r\nX-Admin: 1")
 
     async def test_those_of_the_protocol_are_no_arguments(self) -> None:
-        contents = document(*(parameter(name, "header") for name in ("Accept", "content-type", "Authorization")))
+        names = ("Accept", "content-type", "Authorization", "Host", "Transfer-Encoding", "Cookie")
+        contents = document(*(parameter(name, "header") for name in names))
         async with tools(contents) as box:
             assert box["go"].spec.parameters["properties"] == {}
 
