@@ -162,7 +162,7 @@ class Server:
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """`GET /healthz`: the process answers. A store that fails takes nothing down, so it is only mentioned."""
-        store = "ok" if self.store.up else "failing"
+        store = {"status": "ok" if self.store.up else "failing", **msgspec.to_builtins(self.store.counts)}
         return _json({"status": "ok", "runs": len(self.registry.live()), "store": store})
 
     async def list_runs(self, request: web.Request) -> web.StreamResponse:

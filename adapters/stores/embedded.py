@@ -1,4 +1,9 @@
-"""The store that needs no server: redis-py's own client, answered by an SQLite file instead of a connection."""
+"""The store that needs no server: redis-py's own client, answered by an SQLite file instead of a connection.
+
+burner-redis 0.1.7, which offers much the same in memory, was tried and does not fit a server: what has expired stays
+in memory until its key is asked for again; the file is written as a whole (1.3 s for 100 MB, and the event loop stands
+still) or at the end only, so that a crash loses everything; a damaged file is overwritten; no other process can look.
+"""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             case "memory":
                 client = Embedded(None)
             case "redis+cluster":
-                client = connect(request.getfixturevalue("shared_cluster"), timeout_s=5)
+                client = connect(request.getfixturevalue("shared_cluster"), timeout_s=50)
                 await client.flushdb()
             case kind:
                 server: RedisServer = request.getfixturevalue("fresh_redis")
@@ -93,7 +93,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
                 elif kind == "rediss":
                     url = await stack.enter_async_context(tls(server.port, tmp_path))
                 check_url(url)
-                client = connect(url, timeout_s=5)
+                client = connect(url, timeout_s=50)
         yield client
         await client.aclose()
 
