@@ -70,7 +70,7 @@ def call(id: int, name: str, said: str) -> None:
             send(id=id, result={"content": [{"type": "smell", "smell": "roses"}]})
         case "flood":
             note = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "x"}}
-            write(f"{json.dumps(note)}\n" * 1800)
+            write(f"{json.dumps(note)}\n" * int(said))
             send(id=id, result=text("after the flood"))
         case "flood_forever":
 

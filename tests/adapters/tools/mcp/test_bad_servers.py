@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mcp_servers import opened, real, running, script
 
-from asynclm.adapters.tools.mcp import stdio
+from asynclm.adapters.tools.mcp import reading, stdio
 from asynclm.adapters.tools.mcp.backoff import Backoff
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.mcp.source import McpSource
@@ -43,8 +43,8 @@ async def test_one_that_never_answers() -> None:
 
 
 async def test_one_that_is_no_mcp_server() -> None:
-    said = await refused(script("chatter", required=True, start_timeout_s=1.0))
-    assert said == ("it did not answer within 1 s; it sent what is no JSON-RPC message: 'Welcome to my server!'")
+    said = await refused(script("chatter", required=True, start_timeout_s=2.5))
+    assert said == ("it did not answer within 2.5 s; it sent what is no JSON-RPC message: 'Welcome to my server!'")
 
 
 async def test_one_that_writes_a_line_without_end() -> None:
@@ -100,9 +100,11 @@ async def test_junk_between_messages(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-async def test_a_flood_before_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_flood_before_an_answer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(reading, "_RATE", 30.0)
+    monkeypatch.setattr(reading, "_BURST", 100.0)
     async with opened(script()) as server:
-        assert await server.call("flood") == "after the flood"
+        assert await server.call("flood", text="160") == "after the flood"
     assert caplog.text.count("MCP server script sends too many messages, and is read more slowly from now on") == 1
 
 

@@ -112,11 +112,11 @@ async def test_a_server_that_is_down_at_the_start(caplog: pytest.LogCaptureFixtu
 
 
 async def test_progress_keeps_a_call_alive(caplog: pytest.LogCaptureFixture) -> None:
-    async with opened(real(silence_s=2.0)) as server:
+    async with opened(real(silence_s=3.0)) as server:
         with caplog.at_level(logging.DEBUG, "asynclm"):
-            assert await server.call("work", steps=6, step_s=0.4) == {"result": "worked"}
-        assert "work: progress 6 of 6 step 6" in caplog.text
-        assert server.tools["work"].spec.timeout_s == 20
+            assert await server.call("work", steps=8, step_s=0.5) == {"result": "worked"}
+        assert "work: progress 8 of 8 step 8" in caplog.text
+        assert server.tools["work"].spec.timeout_s == 30
 
 
 async def test_a_call_without_any_sign_of_life_is_given_up() -> None:
