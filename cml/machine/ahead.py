@@ -16,7 +16,7 @@ Held = TextArrived | ReasoningArrived | StreamEnded
 
 
 class Ahead:
-    """The stream, the transcript that it was opened on, and what has come from it."""
+    """The stream, the transcript that it was opened on, and what has come from it; when it `ended` (s), if it has."""
 
     __slots__ = ("ended", "held", "stream", "transcript")
 
@@ -24,9 +24,10 @@ class Ahead:
         self.stream = Stream(number, now)
         self.transcript = transcript
         self.held: list[Held] = []
-        self.ended = False
+        self.ended: float | None = None
 
-    def hold(self, event: Held) -> None:
+    def hold(self, event: Held, now: float) -> None:
         """Keep an event for the time when the stream goes on."""
         self.held.append(event)
-        self.ended = self.ended or type(event) is StreamEnded
+        if type(event) is StreamEnded:
+            self.ended = now

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from ..tokens import CALL, HEAD
 from ..transcript import Segment
+from .actions import EmitReasoning
 from .interrupt import Interrupt
 from .stream import Stream
 
@@ -20,7 +21,9 @@ class Branch:
     """One branch, open or settled, not yet folded.
 
     `fork` is how many segments of the transcript it opened on, `told` what it was told behind them (the
-    `interrupts`, as they stand in a prompt). `pieces` is its text for the client, None standing for each block.
+    `interrupts`, as they stand in a prompt). `pieces` is its text for the client, None standing for each block;
+    it was read up to the offset `read`. `renamed`: where a call begins whose id was replaced, the old id and the new.
+    `thoughts`: its reasoning that the client does not have yet.
     `fruitful`: it wrote a block other than a trap. `trapped`: its model waits again; `reason` is set when it ended by
     itself instead.
     """
@@ -30,10 +33,12 @@ class Branch:
         "fruitful",
         "interrupts",
         "pieces",
+        "read",
         "reason",
         "renamed",
         "settled",
         "stream",
+        "thoughts",
         "told",
         "trapped",
         "written",
@@ -48,7 +53,9 @@ class Branch:
         self.interrupts = interrupts
         self.written = ""
         self.pieces: list[str | None] = []
-        self.renamed: dict[str, str] = {}
+        self.thoughts: list[EmitReasoning] = []
+        self.read = 0
+        self.renamed: list[tuple[int, str, str]] = []
         self.fruitful = False
         self.settled = False
         self.trapped = False
@@ -72,7 +79,7 @@ class Branch:
     def text(self) -> str:
         """What it wrote, as it stands in the transcript: ids that a sibling used first are replaced."""
         text = self.written
-        for old, new in self.renamed.items():
+        for at, old, new in reversed(self.renamed):
             block = re.compile(rf"{re.escape(CALL)}\s*{re.escape(old)}\s*{re.escape(HEAD)}")
-            text = block.sub(f"{CALL} {new} {HEAD}", text, count=1)
+            text = text[:at] + block.sub(f"{CALL} {new} {HEAD}", text[at:], count=1)
         return text

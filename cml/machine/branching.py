@@ -8,7 +8,8 @@ times to the first token overlap. Then:
 - *Twins.* The same call (tool and arguments) from two branches that can't see each other is one execution, and both ids
   get the result. An id that a sibling used first is replaced by a new one.
 - *Text.* The client sees one answer. A branch's text waits until the branch is folded: no branch has been told
-  everything, so that until then it may be chatter. What it says before it traps is chatter, and dropped.
+  everything, so that until then it may be chatter. What it says before it traps is chatter, and dropped. Reasoning
+  goes out as it comes from the oldest of them, and waits in the others.
 """
 
 from __future__ import annotations
@@ -151,6 +152,7 @@ class Branching(Core):
                     branch.fruitful = True
             if branch.settled or self.finished:
                 return
+            branch.read = each.end
         if self._chars > self._limits.max_output_chars:
             self._end("length")
 
@@ -158,6 +160,8 @@ class Branching(Core):
         call = self._accept(block, branch.stream, branch)
         if call is None:
             return
+        if block.id is not None and call.id is not None and call.id != block.id:
+            branch.renamed.append((branch.read, block.id, call.id))
         twin = self._calls.twin(call, branch)
         if twin is None:
             self._execute(call)
@@ -170,7 +174,7 @@ class Branching(Core):
     def _branch_ended(self, branch: Branch, reason: str) -> None:
         """A branch's model stopped by itself."""
         self._do(Note("closed", stream=branch.number, data={"reason": reason}))
-        self._measure(branch.stream)
+        self._measure(branch.stream, complete=True)
         self._branch_wrote(branch, branch.stream.end())
         if not branch.settled and not self.finished:
             branch.reason = reason
@@ -212,6 +216,8 @@ class Branching(Core):
         self._waiting = False
         self._named = frozenset()
         self._stream = ahead.stream
+        if ahead.ended is not None:
+            ahead.stream.since += self._now - ahead.ended  # it has not been writing all that time
         self._do(Note("adopted", stream=ahead.stream.number))
         for event in ahead.held:
             self._replay(event)
@@ -223,7 +229,13 @@ class Branching(Core):
             branch = self._branches.pop(0)
             folded.append((branch, len(self.transcript) == branch.fork))
             self._fold(branch)
+        if self._branches and not self.finished:
+            self._show_thoughts(self._branches[0])
         return folded
+
+    def _show_thoughts(self, branch: Branch) -> None:
+        self._actions += branch.thoughts
+        branch.thoughts.clear()
 
     def _fold(self, branch: Branch) -> None:
         """Make a settled branch part of the transcript."""
@@ -233,6 +245,7 @@ class Branching(Core):
             self.transcript.append(Segment("model", text))
         self._calls.folded(branch.number, len(self.transcript))
         self._do(Note("folded", stream=branch.number))
+        self._show_thoughts(branch)
         self._show_pieces(branch)
         self._visible.turn()
 

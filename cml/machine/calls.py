@@ -95,8 +95,6 @@ class Ledger:
             self.unstarted.append(call)
         if branch is not None:
             call.branch = branch.number
-            if block.id is not None and id is not None and id != block.id:
-                branch.renamed[block.id] = id
         return call
 
     def twin(self, call: Call, branch: Branch) -> Call | None:

@@ -21,7 +21,7 @@ from .ahead import Ahead
 from .branch import Branch
 from .calls import RUNTIME, Call, Ledger
 from .costs import Costs
-from .events import RunError, Scheduling
+from .events import RunError, Scheduling, StreamEnded
 from .interrupt import Interrupt
 from .policies import Policy
 from .stream import Stream
@@ -160,22 +160,32 @@ class Core(ABC):
 
     def _close(self, stream: Stream, *, trapped: bool = False) -> None:
         if not stream.ended:
-            self._measure(stream)
+            self._measure(stream, complete=trapped)
             self._do(CloseStream(stream.number, trapped))
             self._do(Note("closed", stream=stream.number, data={"reason": "cut"}))
 
     def _drop_ahead(self) -> None:
         """The stream that was opened ahead is of no use: something came that it was not told."""
         ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.stream.ended = ahead.ended
-            self._close(ahead.stream)
+        if ahead is None:
+            return
+        for event in ahead.held:
+            if type(event) is StreamEnded:
+                ahead.stream.ended = True
+                self._do(Note("closed", stream=event.stream, data={"reason": event.reason}))
+            else:
+                self._meter.wrote(event.stream)  # what nobody reads has its price, too
+        self._close(ahead.stream)
 
-    def _measure(self, stream: Stream) -> None:
-        """The stream ends here: learn from it how fast the model writes. One that took injections has waited, too."""
+    def _measure(self, stream: Stream, *, complete: bool) -> None:
+        """The stream ends here: learn from it how fast the model writes. One that took injections has waited, too.
+
+        Where it is `complete`, the model has said all it had to say to what it was told.
+        """
         if stream.begun and not self._inject:
             self._costs.speed.wrote(self._meter.pieces(stream.number) - 1, self._now - stream.since)
-            self._led(stream, on=False)
+            if complete:
+                self._led(stream, on=False)
 
     def _led(self, stream: Stream, *, on: bool) -> None:
         """Remember whether what the stream was told led to a call."""

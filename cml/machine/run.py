@@ -143,6 +143,7 @@ class Run(Deciding):
 
     def _on_reasoning(self, event: ReasoningArrived) -> None:
         stream = self._stream
+        branch = None
         if stream is None or stream.number != event.stream:
             branch = self._branch(event.stream)
             if branch is None:
@@ -153,7 +154,11 @@ class Run(Deciding):
             self._begin(stream)
         stream.reasoning = True
         self._meter.wrote(event.stream)
-        self._do(EmitReasoning(event.text, event.field))
+        thought = EmitReasoning(event.text, event.field)
+        if branch is None or branch is self._branches[0]:
+            self._do(thought)
+        else:
+            branch.thoughts.append(thought)
 
     def _on_ended(self, event: StreamEnded) -> None:
         stream = self._stream
@@ -165,7 +170,7 @@ class Run(Deciding):
                 self._hold(event)
             return
         self._do(Note("closed", stream=event.stream, data={"reason": event.reason}))
-        self._measure(stream)
+        self._measure(stream, complete=True)
         thought_only = stream.thinking  # it may be our stop sequence that ended it there
         for found in stream.end():
             self._found(found, stream)
@@ -188,7 +193,7 @@ class Run(Deciding):
         branch = self._branch(event.stream)
         stream = self._stream if branch is None else branch.stream
         if self._ahead is not None and self._ahead.stream.number == event.stream:
-            self._ahead.ended = True
+            self._ahead.stream.ended = True
             self._do(Note("closed", stream=event.stream, data={"reason": "failed"}))
             self._drop_ahead()  # nothing is lost: if it is needed, it is asked for again
             return
@@ -208,7 +213,7 @@ class Run(Deciding):
             return  # it was closed; this was on its way
         if not ahead.stream.begun and type(event) is not StreamEnded:
             self._begin(ahead.stream)
-        ahead.hold(event)
+        ahead.hold(event, self._now)
 
     def _replay(self, event: Held) -> None:
         _HANDLERS[type(event)](self, event)

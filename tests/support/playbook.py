@@ -31,6 +31,7 @@ class Playbook:
     def __init__(self, policy: str, **options: Any) -> None:
         self.run = Run(Tools(), POLICIES[policy], **options)
         self.shown = ""
+        self.reasoned = ""
         self.forks = policy in ("fork", "auto") and not options.get("inject")
         self.open: list[int] = []  # streams, the newest last
         self.streams = 0
@@ -78,6 +79,8 @@ class Playbook:
                 case act.EmitText():
                     assert action.text
                     self.shown += action.text
+                case act.EmitReasoning():
+                    self.reasoned += action.text
                 case act.Note():
                     self.notes.append(action)
                 case act.Finish():

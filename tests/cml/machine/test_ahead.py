@@ -1,9 +1,11 @@
 """The stream that is opened ahead, in case that no open branch brings a further call."""
 
+import pytest
 from playbook import Playbook, small
 
 from asynclm.cml.machine import RunError
 from asynclm.cml.machine import events as ev
+from asynclm.cml.machine.costs import Costs
 
 A, B, C = "[CALL] a [HEAD] f() [END]\n", "[CALL] b [HEAD] g() [END]\n", "[CALL] c [HEAD] h() [END]\n"
 TRAP = "[TRAP][END]"
@@ -103,6 +105,27 @@ def test_its_failure_does_no_harm() -> None:
 def test_it_ends_with_the_run() -> None:
     p = all_in().handle(ev.Abandoned(RunError("gone", 499)))
     assert p.open == []  # the playbook also checks that none is left open at the finish
+
+
+def test_what_it_wrote_is_paid_for_though_nobody_reads_it() -> None:
+    p = all_in().writes(*["word "] * 10, stream=3)
+    p.writes(C, TRAP, stream=1).writes(TRAP, stream=2).returns(2, 3).writes("It is 6.").ends()
+    assert p.finish.usage.completion_tokens == 3 + 10 + 2 + 1 + 1
+
+
+def test_the_timeline_says_how_it_ended_even_if_it_is_dropped_then() -> None:
+    p = all_in().writes("It is 3.", stream=3).ends(stream=3).writes(C, stream=1)
+    assert [note.data for note in p.notes if (note.kind, note.stream) == ("closed", 3)] == [{"reason": "stop"}]
+
+
+def test_the_time_it_was_held_back_for_is_not_taken_for_writing() -> None:
+    known = Costs()
+    p = all_in(costs=known)
+    for _ in range(20):
+        p.writes("word ", stream=3).passes(0.01)
+    p.ends(stream=3).passes(100).writes(TRAP, stream=1).writes(TRAP, stream=2)
+    assert p.finish is not None
+    assert known.speed.token == pytest.approx(0.01, rel=0.1)
 
 
 def test_there_is_none_beyond_the_bound_on_tokens() -> None:

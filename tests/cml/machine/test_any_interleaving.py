@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from playbook import Playbook, small
 
+from asynclm.cml.body import parse_body
 from asynclm.cml.events import Call, Interrupt
 from asynclm.cml.machine import POLICIES, RunError
 from asynclm.cml.machine import events as ev
@@ -148,19 +149,26 @@ class AnyInterleaving(RuleBasedStateMachine):
         """The transcript is one legal history: an accepted id stands in one call, and its result comes behind it."""
         if self.p.run.live:
             return  # one stream goes on across segments, which can't be read by themselves
-        accepted = [note.data["id"] for note in self.p.notes if note.kind == "call" and note.data["id"] is not None]
+        calls = [note.data for note in self.p.notes if note.kind == "call" and note.data["id"] is not None]
+        accepted = [call["id"] for call in calls]
         assert len(accepted) == len(set(accepted))
         written: list[str | None] = []
+        bodies: dict[str | None, list[str]] = {}
         for segment in self.p.run.transcript:
             parser = Parser(interrupts=True)
             for event in parser.feed(segment.text) + parser.finish():
                 if isinstance(event, Call):
                     written.append(event.id)
+                    bodies.setdefault(event.id, []).append(event.body)
                 elif isinstance(event, Interrupt) and event.id in accepted:
                     assert event.id in written
         rejected = [note.data["id"] for note in self.p.notes if note.kind == "rejected"]
         for id in accepted:
             assert written.count(id) <= 1 + rejected.count(id)
+        for call in calls:  # what ran stands under the id that its result is told with
+            if call["id"] in bodies:
+                read = [parse_body(body) for body in bodies[call["id"]] if not body.endswith("(")]
+                assert (call["tool"], call["arguments"]) in [(each.name, each.named) for each in read]
 
     def check_deliveries(self) -> None:
         transcript = self.p.run.transcript

@@ -3,6 +3,7 @@
 import pytest
 from playbook import Playbook, small
 
+from asynclm.cml.machine import RunError
 from asynclm.cml.machine import events as ev
 from asynclm.cml.machine.costs import Costs, Speed, ToolRecords
 from asynclm.cml.tools import ToolSpec
@@ -145,6 +146,14 @@ def test_it_learns_that_they_lead_on() -> None:
     before = record.leads
     trapped(A, B, known=known).passes(0.5).returns(0, 1).passes(0.1).returns(1, 2).passes(0.3).writes(C)
     assert record.leads > before
+
+
+@pytest.mark.parametrize("end", [ev.OutsideInterrupt("user", "hurry"), ev.Abandoned(RunError("gone", 499))])
+def test_what_was_broken_off_says_nothing_about_where_results_lead(end: ev.Event) -> None:
+    known = costs()
+    p = trapped(A, known=known).passes(1).returns(0, 1).passes(0.3).writes("So ").handle(end)
+    assert 1 not in p.open
+    assert known.tools.of(ToolSpec(name="f")).leads == 1.0
 
 
 def test_the_measured_time_to_first_token_counts() -> None:

@@ -144,6 +144,30 @@ def test_an_id_that_a_sibling_uses_is_replaced() -> None:
     assert p.prompt[-1] == f"runtime: {intr('d_2', 8)}"
 
 
+def test_each_id_is_replaced_where_it_stands() -> None:
+    p = trapped(A, B, C).returns(0, 1).returns(1, 2)
+    p.writes("[CALL] d [HEAD] h(x=1) [END]", TRAP, stream=1)
+    calls = ("nope()", "h(x='[CALL] d [HEAD]')", "h(x=3)")  # the first of them is refused
+    p.writes(*(f"[CALL] d [HEAD] {call} [END]\n" for call in calls), TRAP, stream=2)
+    assert [note["id"] for note in p.noted("call")[-2:]] == ["d_2", "d_3"]
+    assert (
+        transcript(p)[-1] == "model: [CALL] d [HEAD] nope() [END]\n"
+        f"[CALL] d_2 [HEAD] h(x='[CALL] d [HEAD]') [END]\n[CALL] d_3 [HEAD] h(x=3) [END]\n{TRAP}"
+    )
+
+
+def test_the_reasoning_of_branches_is_not_mixed_up() -> None:
+    p = trapped(A, B, C).returns(0, 1).returns(1, 2)
+    said: list[tuple[int, str]] = [(1, "I have "), (2, "b is "), (1, "a."), (2, "two.")]
+    for stream, text in said:
+        p.handle(ev.ReasoningArrived(stream, text, "reasoning"))
+    assert p.reasoned == "I have a."
+    p.writes(TRAP, stream=1)
+    assert p.reasoned == "I have a.b is two."
+    p.handle(ev.ReasoningArrived(2, " So", "reasoning"))
+    assert p.reasoned == "I have a.b is two. So"
+
+
 def test_past_the_bound_results_wait_and_go_in_together() -> None:
     p = trapped(A, B, C, "[CALL] d [HEAD] f(x=9) [END]", limits=small(max_branches=1))
     p.returns(0, 1).returns(1, 2).returns(2, 3)
