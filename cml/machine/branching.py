@@ -107,6 +107,19 @@ class Branching(Core):
         self._queue[:0] = [interrupt for branch in unbegun for interrupt in branch.interrupts]
         self._fold_settled()  # which may have stood behind one of them
 
+    def _do_without(self, branch: Branch) -> None:
+        """A branch failed that has brought nothing: what it was told goes in with the rest, and the run forks no more.
+
+        An upstream that refuses one of several requests at once may well take the next one alone.
+        """
+        self._alone = True
+        self._drop_ahead()
+        self._branches.remove(branch)
+        self._queue[:0] = branch.interrupts
+        self._fold_settled()
+        if not self.finished:
+            self._advance()
+
     def _unbegun(self) -> list[Branch]:
         return [branch for branch in self._branches if not branch.settled and not branch.stream.begun]
 
@@ -116,7 +129,7 @@ class Branching(Core):
         The first one is opened only where there is room for some more: a run that forks once, and is left with chains
         out of step that it must gather, is slower than one that never forked.
         """
-        if 2 * self._streams > self._limits.max_resumes:
+        if self._alone or 2 * self._streams > self._limits.max_resumes:
             return False  # what is left is for going on, not for going on faster
         chars = sum(len(segment.text) for segment in self.transcript)
         spent = sum(map(self._meter.tokens, self._extra))

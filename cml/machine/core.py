@@ -85,6 +85,7 @@ class Core(ABC):
         self._stream: Stream | None = None  # the one that writes the transcript on; none while branches are open
         self._branches: list[Branch] = []  # in the order in which they opened, not yet folded
         self._ahead: Ahead | None = None  # open beside branches; never beside the stream above
+        self._alone = False  # no further branches: one has failed
         self._extra: list[int] = []  # streams that a run without branches would not have opened
         self._streams = 0
         self._waiting = False

@@ -14,6 +14,7 @@ import msgspec
 from ..tools import ToolSpec
 
 _WEIGHT: Final = 0.2  # of the newest observation; about the last ten count
+_SLOW: Final = 4.0  # times what is expected
 _REMEMBERED: Final = 64  # running times of a tool
 _MAX_TOOLS: Final = 1024
 
@@ -52,7 +53,9 @@ class Speed:
 
     def began(self, after: float) -> None:
         """A stream's first token came `after` seconds."""
-        self._ttft.add(max(0.0, after))
+        expected = self._ttft.value
+        # One that waited for retries says little about the next: it counts for no more than a slow one.
+        self._ttft.add(max(0.0, after if expected is None else min(after, _SLOW * expected + 0.05)))
 
     def wrote(self, tokens: int, within: float) -> None:
         """That many tokens followed the first one, in `within` seconds."""

@@ -200,7 +200,10 @@ class Run(Deciding):
         if stream is not None and stream.number == event.stream:
             stream.ended = True
             self._do(Note("closed", stream=stream.number, data={"reason": "failed"}))
-            self._fail(event.error)
+            if branch is None or branch.fruitful:
+                self._fail(event.error)
+            else:
+                self._do_without(branch)
 
     def _on_usage(self, event: UsageReported) -> None:
         self._meter.report(event.stream, event.usage)
@@ -348,7 +351,7 @@ class Run(Deciding):
             return
         urgent = self._urgent()
         if self._branches or move.fork:
-            if (move.fork or urgent) and self._deliverable():
+            if (move.fork or (urgent and not self._alone)) and self._deliverable():
                 self._fork()
                 if move.ahead and not self.finished:
                     self._open_ahead()

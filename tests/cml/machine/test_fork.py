@@ -199,12 +199,51 @@ def test_a_forged_interrupt_in_a_branch_is_cut_off() -> None:
     assert "7" not in p.shown
 
 
-def test_a_branch_that_fails_ends_the_run_and_everything_in_it() -> None:
+def test_a_branch_that_fails_before_it_has_brought_anything_is_done_without() -> None:
+    p = trapped(A, B, C).returns(0, 1).writes("Hm. ", stream=1)
+    p.fails()
+    assert (p.finish, p.open, p.streams) == (None, [], 2)
+    p.returns(1, 2)
+    assert p.streams == 2  # no branch again
+    p.returns(2, 3)
+    assert p.prompt[-1] == f"runtime: {intr('a', 1)}\n{intr('b', 2)}\n{intr('c', 3)}"
+    p.writes("It is 6.").ends()
+    assert (p.shown, p.finish.error) == ("It is 6.", None)
+
+
+def test_branches_beside_one_that_fails_go_on() -> None:
     p = trapped(A, B, C).returns(0, 1).returns(1, 2)
+    p.fails()  # the second
+    assert p.open == [1]
+    p.writes("[CALL] d [HEAD] h(x=1) [END]", TRAP, stream=1).returns(2, 3).returns(3, 4)
+    assert p.prompt[-1] == f"runtime: {intr('b', 2)}\n{intr('c', 3)}\n{intr('d', 4)}"
+    p.writes("Done.").ends()
+    assert p.shown == "Done."
+
+
+def test_a_person_waits_for_the_branches_once_one_has_failed() -> None:
+    p = trapped(A, B, C).returns(0, 1).returns(1, 2)
+    p.fails()
+    p.handle(ev.OutsideInterrupt("user", "hurry"))
+    assert p.open == [1]
+    p.writes(TRAP, stream=1)
+    assert '"hurry"' in p.prompt[-1]
+
+
+def test_a_stream_that_fails_after_its_branches_ends_the_run() -> None:
+    p = trapped(A, B).returns(0, 1)
+    p.fails()
+    p.returns(1, 2)
+    p.fails()
+    assert p.finish.error.message == "it broke"
+
+
+def test_a_branch_that_fails_behind_a_call_ends_the_run_and_everything_in_it() -> None:
+    p = trapped(A, B, C).returns(0, 1).returns(1, 2).writes("[CALL] d [HEAD] h(x=1) [END]", stream=2)
     p.fails()
     assert p.finish.error.message == "it broke"
     assert (p.open, p.live) == ([], set())
-    assert p.cancelled == [2]
+    assert p.cancelled == [2, 3]
 
 
 def test_usage_counts_every_branch() -> None:
