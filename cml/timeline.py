@@ -16,6 +16,10 @@ measures. Times are seconds since the request arrived. The kinds, and what stand
 | `result` | | yes | `ok`, `value` (JSON text), `ms` (running time); `cache`, if it was asked: how it served the call |
 | `cancelled` | | yes | |
 | `detached` | | yes | it has no id, so nobody waits for it: it goes on behind the finished answer |
+| `handed` | | yes | it was sent to the client, whose tool it is |
+| `rebuilt` | | | the run begins with what the client's messages tell of native calls: so many `segments` |
+| `parked` | | | the answer ended with `tool_calls`: `calls` that the client has to answer, `usage` (the answer's) |
+| `continued` | | | the client came back, with that many `results`: a further answer begins |
 | `interrupt` | yes | | `ids`, `text`: given to the model |
 | `branch` | yes | | it carries on beside others; `open`: how many there are |
 | `shared` | yes | yes | the same call runs already for a branch beside it: `with`, its number |

@@ -19,6 +19,13 @@ class Effect(enum.StrEnum):
     EFFECTFUL = "effectful"
 
 
+class Owner(enum.StrEnum):
+    """Who runs a tool: the proxy, or the client that brought it along in its request."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A tool, described.
 
@@ -45,6 +52,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     negative_s: float | None = None
     cache_scope: str | None = None
     version: str | None = None
+    owner: Owner = Owner.SERVER
 
 
 class Invocation(msgspec.Struct, frozen=True):
@@ -59,7 +67,8 @@ class CallError(Exception):
     """What is wrong with a call, in words that the model can act on.
 
     `type` is one of: `syntax_error`, `not_closed`, `invalid_id`, `duplicate_id`, `too_many_calls`, `unknown_tool`,
-    `invalid_arguments` (the call was not run); `tool_error`, `timeout`, `unserializable_result`, `cancelled` (it was).
+    `invalid_arguments` (the call was not run); `tool_error`, `timeout`, `unserializable_result`, `cancelled` (it was);
+    `no_result` (the client has not said what came of it).
     """
 
     def __init__(self, type: str, message: str) -> None:

@@ -61,11 +61,13 @@ class Meter:
         """The upstream counted. The last report of a stream is the one that counts."""
         self._reported[stream] = usage
 
-    def total(self) -> Usage:
-        """The sum over all streams."""
+    def total(self, first: int = 0) -> Usage:
+        """The sum over all streams from that number on."""
         ratio = self._ratio()
         total = Usage()
         for stream, length in self._chars.items():
+            if stream < first:
+                continue
             usage = self._reported.get(stream)
             total += usage or Usage(round(length * ratio), self._pieces[stream], estimated=True)
         return total

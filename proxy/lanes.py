@@ -137,7 +137,7 @@ def _call(entries: list[Entry], told: dict[str, float], end: float) -> Lane:
                 if entry.kind == "rejected":
                     lane.marks.append(Mark(entry.t, "rejected"))
                     return lane
-            case "dispatched":
+            case "dispatched" | "handed":
                 lane.spans.append(Span(since, entry.t, "queued"))
                 since, doing = entry.t, "running"
             case "result":

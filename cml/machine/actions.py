@@ -51,6 +51,15 @@ class Execute(msgspec.Struct, frozen=True):
     detached: bool = False
 
 
+class EmitToolCall(msgspec.Struct, frozen=True):
+    """Send a call to the client, whose tool it is. What came of it is told by `Run.resume`."""
+
+    call: int
+    id: str
+    spec: ToolSpec
+    arguments: dict[str, Any]
+
+
 class CancelCall(msgspec.Struct, frozen=True, gc=False):
     """Stop a call that was executed and has not returned."""
 
@@ -86,8 +95,10 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Finish(msgspec.Struct, frozen=True):
-    """The run is over: with `reason` as the answer's `finish_reason`, or with `error`. Always the last action of a
-    run.
+    """The answer is over: with `reason` as its `finish_reason`, or with `error`. Always its last action.
+
+    So is the run, unless it is parked (`reason` "tool_calls"): then no stream is open, the proxy's own calls go on, and
+    `Run.resume` begins the next answer. `usage` is that of this answer.
     """
 
     reason: str
@@ -101,6 +112,7 @@ Action = (
     | PauseStream
     | Inject
     | Execute
+    | EmitToolCall
     | CancelCall
     | SetTimer
     | EmitText

@@ -7,10 +7,8 @@ are *folded* into the transcript in the order in which they opened, so that the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from ..tokens import CALL, HEAD
 from ..transcript import Segment
 from .actions import EmitReasoning
 from .interrupt import Interrupt
@@ -21,8 +19,7 @@ class Branch:
     """One branch, open or settled, not yet folded.
 
     `fork` is how many segments of the transcript it opened on, `told` what it was told behind them (the
-    `interrupts`, as they stand in a prompt). `pieces` is its text for the client, None standing for each block;
-    it was read up to the offset `read`. `renamed`: where a call begins whose id was replaced, the old id and the new.
+    `interrupts`, as they stand in a prompt). `pieces` is its text for the client, None standing for each block.
     `thoughts`: its reasoning that the client does not have yet.
     `fruitful`: it wrote a block other than a trap. `trapped`: its model waits again; `reason` is set when it ended by
     itself instead.
@@ -33,9 +30,7 @@ class Branch:
         "fruitful",
         "interrupts",
         "pieces",
-        "read",
         "reason",
-        "renamed",
         "settled",
         "stream",
         "thoughts",
@@ -54,8 +49,6 @@ class Branch:
         self.written = ""
         self.pieces: list[str | None] = []
         self.thoughts: list[EmitReasoning] = []
-        self.read = 0
-        self.renamed: list[tuple[int, str, str]] = []
         self.fruitful = False
         self.settled = False
         self.trapped = False
@@ -75,11 +68,3 @@ class Branch:
         """It trapped: what it said since its last block was only that it waits."""
         while self.pieces and self.pieces[-1] is not None:
             self.pieces.pop()
-
-    def text(self) -> str:
-        """What it wrote, as it stands in the transcript: ids that a sibling used first are replaced."""
-        text = self.written
-        for at, old, new in reversed(self.renamed):
-            block = re.compile(rf"{re.escape(CALL)}\s*{re.escape(old)}\s*{re.escape(HEAD)}")
-            text = text[:at] + block.sub(f"{CALL} {new} {HEAD}", text[at:], count=1)
-        return text

@@ -73,7 +73,7 @@ class Branching(Core):
 
     def _fork(self) -> None:
         """Open a branch that is told what is queued."""
-        if self._streams > self._limits.max_resumes:
+        if self._too_many_streams():
             self._end("length")
             return
         told = self._take()
@@ -129,7 +129,7 @@ class Branching(Core):
         The first one is opened only where there is room for some more: a run that forks once, and is left with chains
         out of step that it must gather, is slower than one that never forked.
         """
-        if self._alone or 2 * self._streams > self._limits.max_resumes:
+        if self._alone or 2 * (self._streams - self._first) > self._limits.max_resumes:
             return False  # what is left is for going on, not for going on faster
         chars = sum(len(segment.text) for segment in self.transcript)
         spent = sum(map(self._meter.tokens, self._extra))
@@ -165,7 +165,6 @@ class Branching(Core):
                     branch.fruitful = True
             if branch.settled or self.finished:
                 return
-            branch.read = each.end
         if self._chars > self._limits.max_output_chars:
             self._end("length")
 
@@ -173,8 +172,6 @@ class Branching(Core):
         call = self._accept(block, branch.stream, branch)
         if call is None:
             return
-        if block.id is not None and call.id is not None and call.id != block.id:
-            branch.renamed.append((branch.read, block.id, call.id))
         twin = self._calls.twin(call, branch)
         if twin is None:
             self._execute(call)
@@ -209,7 +206,7 @@ class Branching(Core):
         self._empty_traps += saw_all  # it had everything, and waits all the same
         if self._empty_traps > self._limits.max_empty_traps or self._forgeries > self._limits.max_forgeries:
             self._end("stop")
-        elif self._streams > self._limits.max_resumes:
+        elif self._too_many_streams():
             self._end("length")
         elif self._ahead is not None and self._ahead.transcript == tuple(self.transcript):
             self._adopt(self._ahead)
@@ -253,7 +250,7 @@ class Branching(Core):
     def _fold(self, branch: Branch) -> None:
         """Make a settled branch part of the transcript."""
         self.transcript.append(branch.told)
-        text = branch.text()
+        text = branch.written
         if text.strip() and not branch.barren:
             self.transcript.append(Segment("model", text))
         self._calls.folded(branch.number, len(self.transcript))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+from collections.abc import Iterable
 from keyword import iskeyword
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ import msgspec
 
 from .. import events
 from ..body import parse_body
-from ..tools import CallError, Catalog, ToolSpec
+from ..tools import CallError, Catalog, Owner, ToolSpec
 from .branch import Branch
 
 USER: Final = "user"  # the head of an outside interrupt from a person
@@ -19,6 +20,8 @@ RUNTIME: Final = "_"  # the head of what the runtime itself has to say
 AGENT: Final = "agent_"  # how the heads of other agents' interrupts begin
 RESERVED: Final = frozenset({USER, RUNTIME})
 
+
+_BEFORE: Final = -1  # the number of every call from before the run
 
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
 
@@ -50,6 +53,10 @@ class Call:
         self.since = 0.0  # when it was handed to the executor or, once that is known, when its tool began to run (s)
 
 
+def _reserved(id: str) -> bool:
+    return id in RESERVED or id.startswith(AGENT)
+
+
 class Ledger:
     """Every call block of a run, accepted or not; numbered from 0 as they were written."""
 
@@ -57,10 +64,24 @@ class Ledger:
         self._catalog = catalog
         self._max_calls = max_calls
         self._written = 0
+        self._first = 0  # of the answer that is being written
         self._calls: dict[int, Call] = {}
         self._numbers: dict[str, int] = {}  # by id, of the accepted calls: after an error the id may be used again
         self.unstarted: list[Call] = []  # with an id, in the order written
         self.running = 0  # with an id
+
+    def reserve(self, ids: Iterable[str]) -> None:
+        """These ids stand in the transcript that the run begins with: no call may use them again."""
+        self._numbers.update(dict.fromkeys(ids, _BEFORE))
+
+    def renew(self) -> None:
+        """A further answer begins: as many calls are allowed as in the first."""
+        self._first = self._written
+
+    @property
+    def written(self) -> int:
+        """How many blocks were written in this answer."""
+        return self._written - self._first
 
     def number(self) -> int:
         """The number of the next block."""
@@ -71,7 +92,8 @@ class Ledger:
     def accept(self, number: int, block: events.Call, branch: Branch | None = None) -> Call:
         """Check a call block. Raises `CallError` saying what is wrong with it; then it must not run.
 
-        An id that a sibling of `branch` uses is replaced by one of its own.
+        An id that a sibling of `branch` uses is replaced by one of its own. A call to a client's tool always has an id,
+        since the client is going to say what came of it.
         """
         id = block.id
         if branch is not None and id is not None and id in self._numbers and not self._seen(self._numbers[id], branch):
@@ -79,16 +101,19 @@ class Ledger:
         if id is not None:
             if not id.isidentifier() or iskeyword(id):
                 raise CallError("invalid_id", f"{id[:60]!r} is not a name: use letters, digits and _, as in a1")
-            if id in RESERVED or id.startswith(AGENT):
+            if _reserved(id):
                 raise CallError("invalid_id", f"the id {id!r} is reserved: use another one")
             if id in self._numbers:
                 raise CallError("duplicate_id", f"the id {id!r} was used before; this call was not run: use a new id")
         if block.problem is not None:
             raise CallError("not_closed", f"{block.problem}; the call was not run: write it again")
-        if number >= self._max_calls:
+        if number - self._first >= self._max_calls:
             raise CallError("too_many_calls", f"only {self._max_calls} calls are allowed; this one was not run")
         assert self._catalog is not None, "a run without tools reads no blocks"
         spec, arguments = self._catalog.check(parse_body(block.body))
+        if id is None and spec.owner is Owner.CLIENT:
+            name = spec.name.rpartition(".")[2]
+            id = name if name not in self._numbers and not _reserved(name) else self._free(name)
         call = self._calls[number] = Call(number, id, spec, arguments)
         if id is not None:
             self._numbers[id] = number
@@ -129,11 +154,14 @@ class Ledger:
                 call.branch, call.place = None, place
 
     def _seen(self, number: int, branch: Branch) -> bool:
-        call = self._calls[number]
+        call = self._calls.get(number)
+        if call is None:
+            return True
         return call.branch == branch.number or (call.branch is None and call.place <= branch.fork)
 
     def _free(self, id: str) -> str:
-        return next(new for n in itertools.count(2) if (new := f"{id}_{n}") not in self._numbers)
+        stem = f"call_{id}" if _reserved(id) else id
+        return next(new for n in itertools.count(2) if (new := f"{stem}_{n}") not in self._numbers)
 
     def start(self, call: Call, now: float = 0.0) -> None:
         """The call is handed to the executor."""
@@ -176,6 +204,10 @@ class Ledger:
     def awaited(self) -> list[Call]:
         """The calls that run now and whose results the model is to be told."""
         return [call for call in self.live() if call.id is not None or call.also]
+
+    def handed(self) -> list[Call]:
+        """The calls that the client was sent, and has not answered."""
+        return [call for call in self.live() if call.spec.owner is Owner.CLIENT]
 
     def live(self) -> list[Call]:
         """The calls that run now, those without an id included."""

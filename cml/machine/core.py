@@ -7,16 +7,18 @@ at once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
 from .. import events as cml
 from ..render import render_interrupt
 from ..tokens import Unescaper
-from ..tools import CallError, Catalog, error_value
+from ..tools import CallError, Catalog, Owner, error_value
 from ..transcript import Segment
 from ..usage import Meter
-from .actions import Action, CancelCall, CloseStream, EmitText, Execute, Finish, Note, OpenStream
+from .actions import Action, CancelCall, CloseStream, EmitText, EmitToolCall, Execute, Finish, Note, OpenStream
 from .ahead import Ahead
 from .branch import Branch
 from .calls import RUNTIME, Call, Ledger
@@ -27,9 +29,11 @@ from .policies import Policy
 from .stream import Stream
 from .visible import Visible
 
+PARKED: Final = "tool_calls"  # the reason of an answer that ends because the client has calls of its own to answer
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds on one run. What they end, they end with `finish_reason` "length" (the slips: with "stop").
+    """Bounds on one answer of a run. What they end, they end with `finish_reason` "length" (the slips: with "stop").
 
     At `max_branches` open branches, further results wait and go into the next one together. They do so, too, once the
     branches of the run have cost `max_extra_tokens` (prompts and answers, by estimate where the upstream did not say).
@@ -54,7 +58,8 @@ class Core(ABC):
     Without a `catalog` the text is not read for blocks: whatever the model writes is the answer.
     `inject` says whether the model takes injection; `stop` and `max_tokens` bound the visible answer; `prompt_chars`
     is the length of the client's prompt, used to estimate the usage of streams whose own count is lost. `costs` is
-    what is known of the model's and the tools' speed; the run adds what it sees.
+    what is known of the model's and the tools' speed; the run adds what it sees. A run that goes on from elsewhere
+    begins with a `transcript`, in which the ids `used` stand.
     """
 
     def __init__(
@@ -68,14 +73,19 @@ class Core(ABC):
         max_tokens: int | None = None,
         prompt_chars: int = 0,
         costs: Costs | None = None,
+        transcript: Iterable[Segment] = (),
+        used: Iterable[str] = (),
     ) -> None:
         self.finished = False
-        self.transcript: list[Segment] = []
+        self.parked = False  # the answer has ended, and the run waits for what the client's tools return
+        self.transcript: list[Segment] = list(transcript)
         self._policy = policy
         self._inject = inject
         self._limits = limits or Limits()
         self._plain = catalog is None
         self._calls = Ledger(catalog, self._limits.max_calls)
+        self._calls.reserve(used)
+        self._handed = 0  # calls that the client was sent and has not answered
         self._visible = Visible(stop, max_tokens)
         self._unescaper = Unescaper()  # the model may quote what was escaped on its way in
         self._meter = Meter(prompt_chars)
@@ -88,6 +98,7 @@ class Core(ABC):
         self._alone = False  # no further branches: one has failed
         self._extra: list[int] = []  # streams that a run without branches would not have opened
         self._streams = 0
+        self._first = 0  # stream of the answer that is being written
         self._waiting = False
         self._named: frozenset[str] = frozenset()  # the calls that a trap waits for
         self._empty_traps = 0
@@ -112,6 +123,9 @@ class Core(ABC):
     def _taken(self) -> list[Action]:
         actions, self._actions = self._actions, []
         return actions
+
+    def _too_many_streams(self) -> bool:
+        return self._streams - self._first > self._limits.max_resumes
 
     def _pending(self) -> bool:
         """Whether something has happened, or will, that the model must be told."""
@@ -193,7 +207,7 @@ class Core(ABC):
         told, stream.told = stream.told, ()
         for id in told:
             call = self._calls.named(id)
-            if call is not None:
+            if call is not None and call.spec.owner is Owner.SERVER:
                 self._costs.tools.of(call.spec).led(on)
 
     # ------------------------------------------------------------------ what they write
@@ -224,15 +238,23 @@ class Core(ABC):
             self._do(Note("rejected", stream=stream.number, call=number, data=data))
             id = block.id if block.id is not None and error.type != "invalid_id" else RUNTIME
             self._queue.append(Interrupt(id, error_value(error), branch=None if branch is None else branch.number))
-            if number >= 4 * self._limits.max_calls:
+            if self._calls.written > 4 * self._limits.max_calls:
                 self._end("length")  # it writes nothing but mistakes
             return None
+        if call.id is not None and call.id != block.id:
+            stream.give_id(block, call.id)
         written = {"id": call.id, "tool": call.spec.name, "arguments": call.arguments}
         self._do(Note("call", stream=stream.number, call=number, data=written))
         return call
 
     def _execute(self, call: Call) -> None:
         self._calls.start(call, self._now)
+        if call.spec.owner is Owner.CLIENT:
+            assert call.id is not None, "the ledger gives it one"
+            self._handed += 1
+            self._do(Note("handed", call=call.number))
+            self._do(EmitToolCall(call.number, call.id, call.spec, call.arguments))
+            return
         self._do(Execute(call.number, call.spec, call.arguments, detached=call.id is None))
 
     def _told(self, interrupts: list[Interrupt], stream: int) -> Segment:
@@ -245,11 +267,16 @@ class Core(ABC):
 
     def _end(self, reason: str) -> None:
         """The answer is complete (or as complete as it may get)."""
+        self._emit_rest()
+        # An upstream's own word for it says nothing here: it was offered no tools to call that way.
+        self._finish("stop" if reason == PARKED else reason, None)
+
+    def _emit_rest(self) -> None:
+        """The answer ends here: send what of its text was held back."""
         held = self._unescaper.finish()
         rest = (self._visible.text(held) if held and self._visible.finished is None else "") + self._visible.end()
         if rest:
             self._do(EmitText(rest))
-        self._finish(reason, None)
 
     def _fail(self, error: RunError) -> None:
         self._do(Note("error", data={"type": error.type, "message": error.message}))
@@ -270,9 +297,11 @@ class Core(ABC):
             if call.id is None and error is None:
                 self._do(Note("detached", call=call.number))  # nobody waits for it: it goes on behind the answer
                 continue
-            self._do(CancelCall(call.number))
+            if call.spec.owner is Owner.SERVER:
+                self._do(CancelCall(call.number))
             self._do(Note("cancelled", call=call.number))
         self.finished = True
-        usage = self._meter.total()
+        self.parked = False
+        usage = self._meter.total(self._first)
         self._do(Note("finished", data={"reason": reason, "usage": msgspec.to_builtins(usage)}))
         self._do(Finish(reason, usage, error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..tools import Owner
 from .actions import Note, SetTimer
 from .branching import Branching
 from .costs import Forecast
@@ -51,7 +52,9 @@ class Deciding(Branching):
     def _forecast(self) -> Forecast:
         """What is expected now, by what was measured."""
         remaining = [
-            self._costs.tools.of(call.spec).remaining(self._now - call.since) for call in self._calls.awaited()
+            self._costs.tools.of(call.spec).remaining(self._now - call.since)
+            for call in self._calls.awaited()
+            if call.spec.owner is Owner.SERVER
         ]
         known = [time for time in remaining if time is not None]
         return Forecast(
@@ -65,7 +68,13 @@ class Deciding(Branching):
     def _leads(self, told: Iterable[str]) -> float:
         """How likely it is that one of these is answered with a call."""
         calls = [self._calls.named(id) for id in told]
-        return max((1.0 if call is None else self._costs.tools.of(call.spec).leads for call in calls), default=0.0)
+        return max(
+            (
+                1.0 if call is None or call.spec.owner is Owner.CLIENT else self._costs.tools.of(call.spec).leads
+                for call in calls
+            ),
+            default=0.0,
+        )
 
     def _decide(self, move: Move) -> None:
         """Note what was chosen and why, once for each result; wake up in time where the choice is to wait."""

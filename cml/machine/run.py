@@ -33,7 +33,6 @@ from ..tokens import defuse
 from .actions import Action, EmitReasoning, Inject, Note, PauseStream
 from .ahead import Held
 from .calls import RUNTIME
-from .deciding import Deciding
 from .events import (
     Abandoned,
     CallDispatched,
@@ -50,6 +49,7 @@ from .events import (
     UsageReported,
 )
 from .interrupt import Interrupt
+from .parking import Parking
 from .stream import Stream
 
 _NOTHING_PENDING: Final = '{"note":"no call is pending: go on, or give your answer"}'
@@ -58,12 +58,14 @@ _FORGERY: Final = (
 )
 
 
-class Run(Deciding):
+class Run(Parking):
     """One run: feed it events, carry out its actions. `Core` says what it takes to make one."""
 
     def start(self, now: float) -> list[Action]:
         """Begin at `now` (s, by any clock that runs forward): the actions that open the first stream."""
         self._now = now
+        if self.transcript:
+            self._do(Note("rebuilt", data={"segments": len(self.transcript)}))
         self._open()
         return self._taken()
 
@@ -79,6 +81,8 @@ class Run(Deciding):
             self._on_text(event)
         else:
             _HANDLERS[type(event)](self, event)
+        if self._handed and self._rests():
+            self._park()
         return self._taken()
 
     @property
@@ -299,15 +303,9 @@ class Run(Deciding):
         call = self._calls.returned(event.call)
         if call is None:
             return
-        data = {"ok": event.ok, "value": event.value, "ms": round(event.ms, 3)}
-        self._do(Note("result", call=event.call, data=data if event.cache is None else {**data, "cache": event.cache}))
         if event.cache in (None, "miss"):  # else the tool didn't run for it
             self._costs.tools.of(call.spec).add(event.ms / 1000)
-        self._alarm, self._alarmed, self._decided = None, False, ""
-        call.result = event.value
-        for each in (call, *call.also):
-            if each.id is not None:
-                self._queue.append(Interrupt(each.id, event.value, branch=each.branch))
+        self._returned(call, event.ok, event.value, event.ms, event.cache)
         self._advance()
 
     def _on_outside(self, event: OutsideInterrupt) -> None:
@@ -331,7 +329,7 @@ class Run(Deciding):
 
     def _advance(self, behind: int | None = None) -> None:
         """Ask the policy for its move and carry it out. `behind`: the offset of a block that was just completed."""
-        if self.finished:
+        if self.finished or self.parked:
             return
         move = self._move()
         stream = self._stream
@@ -397,7 +395,7 @@ class Run(Deciding):
         live = stream is not None and self._injectable(stream)
         if stream is not None and not live:
             self._cut(stream, behind)
-        if not live and self._streams > self._limits.max_resumes:
+        if not live and self._too_many_streams():
             self._end("length")
             return
         queue = self._take()

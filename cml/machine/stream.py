@@ -7,7 +7,7 @@ from typing import Final
 from .. import events as cml
 from ..parser import Parser
 from ..render import STOP, render_trap
-from ..tokens import END
+from ..tokens import CALL, END, HEAD
 
 _TRAP: Final = render_trap()
 _TRAP_LEFT: Final = len(_TRAP) - len(STOP)  # characters of a trap that our stop sequence leaves
@@ -24,6 +24,7 @@ class Stream:
 
     __slots__ = (
         "_base",
+        "_heads",
         "_parser",
         "_raw",
         "_unclosed",
@@ -49,6 +50,9 @@ class Stream:
         self._parser = Parser()
         self._raw: list[str] = []  # not in the transcript yet
         self._base = 0  # offset of its beginning in the stream's text
+        self._heads: list[
+            tuple[int, int, str]
+        ] = []  # heads that calls were given, and the offsets of what they replace
         self._unclosed = -1  # offset where the last block stops that has no [END]
 
     @property
@@ -87,6 +91,14 @@ class Stream:
         """The block that stops at offset `end` has no [END]: give it one if the text is cut there."""
         self._unclosed = end
 
+    def give_id(self, call: cml.Call, id: str) -> None:
+        """Put this id into a call in place of its own, if it has one; its text has not been taken yet."""
+        text = "".join(self._raw)
+        block = text[: call.end - self._base]
+        stop = block.rindex(call.body)
+        start = block.rindex(CALL, 0, stop) + len(CALL)
+        self._heads.append((self._base + start, self._base + stop, f" {id} {HEAD} "))
+
     def take(self, end: int | None) -> str:
         """Hand over the text that was written: up to the offset `end`, or all (None, or the model has stopped)."""
         text = "".join(self._raw)
@@ -94,6 +106,9 @@ class Stream:
             text = text[: end - self._base]
             if self._unclosed == end:
                 text += f" {END}"
-        self._base += len(text)
+        base, self._base = self._base, self._base + len(text)
         self._raw.clear()
+        for start, stop, head in reversed(self._heads):
+            text = text[: start - base] + head + text[stop - base :]
+        self._heads.clear()
         return text

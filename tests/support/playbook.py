@@ -9,14 +9,14 @@ from typing import Any
 from asynclm.cml.machine import POLICIES, Limits, Run, RunError
 from asynclm.cml.machine import actions as act
 from asynclm.cml.machine import events as ev
-from asynclm.cml.tools import CallError, Invocation, ToolSpec
+from asynclm.cml.tools import CallError, Invocation, Owner, ToolSpec
 
 
 class Tools:
-    """A catalog of functions that take anything by name: f, g, h."""
+    """A catalog of functions that take anything by name: f, g, h, and the client's own k and m."""
 
     def specs(self) -> list[ToolSpec]:
-        return [ToolSpec(name=name) for name in "fgh"]
+        return [*(ToolSpec(name=name) for name in "fgh"), *(ToolSpec(name=name, owner=Owner.CLIENT) for name in "km")]
 
     def check(self, invocation: Invocation) -> tuple[ToolSpec, dict[str, Any]]:
         for spec in self.specs():
@@ -36,11 +36,15 @@ class Playbook:
         self.open: list[int] = []  # streams, the newest last
         self.streams = 0
         self.paused = False
+        self.parked = False
         self.prompts: list[tuple[Any, ...]] = []
         self.injected: list[str] = []
         self.executed: list[int] = []
         self.live: set[int] = set()  # executed, not returned or cancelled
         self.cancelled: list[int] = []
+        self.handed: dict[int, str] = {}  # calls that the client has, and their ids
+        self.sent: list[int] = []  # all that it was sent
+        self.answers: list[act.Finish] = []
         self.notes: list[act.Note] = []
         self.finish: act.Finish | None = None
         self.now = 0.0
@@ -50,6 +54,9 @@ class Playbook:
     def _take(self, actions: Iterable[act.Action]) -> None:
         for action in actions:
             assert self.finish is None, f"{action} after Finish"
+            assert not self.parked or isinstance(action, act.Note | act.CancelCall | act.Finish), (
+                f"{action} while parked"
+            )
             match action:
                 case act.OpenStream():
                     assert self.forks or not self.open, "a second stream was opened beside the first"
@@ -70,6 +77,11 @@ class Playbook:
                     assert action.call not in self.executed, "a call ran twice"
                     self.executed.append(action.call)
                     self.live.add(action.call)
+                case act.EmitToolCall():
+                    assert action.spec.owner is Owner.CLIENT
+                    assert action.call not in self.sent, "a call was sent twice"
+                    self.sent.append(action.call)
+                    self.handed[action.call] = action.id
                 case act.CancelCall():
                     self.live.remove(action.call)
                     self.cancelled.append(action.call)
@@ -84,8 +96,12 @@ class Playbook:
                 case act.Note():
                     self.notes.append(action)
                 case act.Finish():
-                    self.finish = action
+                    self.answers.append(action)
+                    self.parked = self.run.parked
+                    if not self.parked:
+                        self.finish = action
                     assert not self.open, "a stream is left open"
+                    assert self.handed or not self.parked, "parked without a call that the client could answer"
 
     # what may happen
 
@@ -117,6 +133,15 @@ class Playbook:
     def returns(self, call: int, value: Any = None) -> Playbook:
         self.live.discard(call)
         self._take(self.run.handle(ev.ResultArrived(call, True, json.dumps(value), 1.0), self.now))
+        return self
+
+    def resumes(self, results: dict[int, Any] | None = None, **bounds: Any) -> Playbook:
+        """The client's next request comes, with what its tools returned."""
+        assert self.parked
+        self.parked = False
+        values = {call: (True, json.dumps(value)) for call, value in (results or {}).items()}
+        self.handed.clear()
+        self._take(self.run.resume(values, self.now, **bounds))
         return self
 
     def passes(self, seconds: float) -> Playbook:

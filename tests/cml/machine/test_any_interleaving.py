@@ -1,7 +1,8 @@
 """The run machine under any interleaving: a model of what must hold, driven by random stories.
 
-Whatever order text, results, failures and outside interrupts come in: every call runs at most once, every result is
-delivered exactly once and never inside a block, each prompt is a prefix of the next, and the run always finishes.
+Whatever order text, results, failures, outside interrupts and the client's further requests come in: every call runs,
+or is sent to the client, at most once, every result is delivered exactly once and never inside a block, each prompt is
+a prefix of the next, and the run always finishes.
 """
 
 import itertools
@@ -32,6 +33,8 @@ SNIPPETS = st.one_of(
             "[CALL] c0 [HEAD] f() [END]",
             "[CALL] bad [HEAD] f( [END]",
             "[CALL] c9 [HEAD] f(s='[END]') [END]",
+            "[CALL] k(s='[CALL] k() [END]') [END]",
+            "[CALL] [HEAD] m() [END]",
             "[INTR] c0 [HEAD] 1 [END]",
             "[CALL] open [HEAD] f(",
             "[END]",
@@ -42,6 +45,7 @@ SNIPPETS = st.one_of(
         ]
     ),
     st.integers(0, 6).map(lambda n: f"[CALL] c{n} [HEAD] g(x={n}) [END]\n"),
+    st.integers(0, 6).map(lambda n: f"[CALL] k{n} [HEAD] k(x={n}) [END]\n"),
     st.text("[]CALTRPEND'\" ", max_size=4),
 )
 
@@ -55,6 +59,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.results: dict[int, str] = {}  # calls that returned while the run was alive: a value that is theirs alone
         self.said: list[str] = []
         self.silent: set[str] = set()
+        self.unanswered: set[int] = set()  # calls for which the client came back without a result
 
     @precondition(lambda self: self.p.stream is not None and not self.p.paused)
     @rule(text=SNIPPETS, size=st.integers(1, 40), data=st.data())
@@ -77,6 +82,19 @@ class AnyInterleaving(RuleBasedStateMachine):
         if self.p.finish is None:
             self.results[call] = value
         self.p.returns(call, value)
+
+    @precondition(lambda self: self.p.parked)
+    @rule(data=st.data())
+    def come_back(self, data: st.DataObject) -> None:
+        """The client comes back with what some of its tools returned."""
+        handed = sorted(self.p.handed)
+        self.resume(set(data.draw(st.lists(st.sampled_from(handed)), label="answered")))
+
+    def resume(self, answered: set[int]) -> None:
+        values = {call: f"r{call}" for call in answered}
+        self.results |= values
+        self.unanswered |= set(self.p.handed) - answered
+        self.p.resumes(values)
 
     @precondition(lambda self: self.results)
     @rule(data=st.data())
@@ -115,7 +133,9 @@ class AnyInterleaving(RuleBasedStateMachine):
         for _ in range(200):  # whatever came before, from here on everything goes as it should: the run must finish
             if p.finish is not None:
                 break
-            if p.stream is not None and not p.paused:
+            if p.parked:
+                self.resume(set(p.handed))
+            elif p.stream is not None and not p.paused:
                 p.ends()
             elif p.alarms and not p.live:
                 p.passes(10)
@@ -198,6 +218,10 @@ class AnyInterleaving(RuleBasedStateMachine):
         accepted = {note.call: note.data["id"] for note in self.p.notes if note.kind == "call"}
         assert sorted(self.p.executed) == sorted(set(self.p.executed))
         assert set(self.p.executed) <= set(accepted)
+        assert set(self.p.sent) <= set(accepted)
+        assert not set(self.p.sent) & set(self.p.executed)
+        assert set(self.p.sent) >= self.unanswered
+        assert all(accepted[call] is not None for call in self.p.sent)
         for value in self.results.values():
             assert values.count(value) <= 1
         unheard = [note.data["text"] for note in self.p.notes if note.kind == "unheard"]
@@ -211,6 +235,8 @@ class AnyInterleaving(RuleBasedStateMachine):
         )
         if complete and not bounded:
             shared = {note.call: note.data["with"] for note in self.p.notes if note.kind == "shared"}
+            nothing = [value for value in values if isinstance(value, dict) and "gave no result" in str(value)]
+            assert len(nothing) == sum(1 + list(shared.values()).count(call) for call in self.unanswered)
             for call, value in self.results.items():
                 told = [call, *(twin for twin, first in shared.items() if first == call)]
                 assert values.count(value) == sum(accepted[each] is not None for each in told)
