@@ -49,6 +49,9 @@ class CollectingSink:
     def reasoning(self, text: str, field: str) -> None:
         """The simulated model has none."""
 
+    def tool_call(self, id: str, name: str, arguments: str) -> None:
+        """No tool is the client's."""
+
     async def flush(self) -> None:
         """Nothing to do."""
 

@@ -22,7 +22,7 @@ DONE: Final = b"data: [DONE]\n\n"
 HEARTBEAT: Final = b": keep-alive\n\n"
 
 # OpenAI's own finish reasons; an upstream may know others, which clients' types don't.
-_REASONS: Final = frozenset({"stop", "length", "content_filter"})
+_REASONS: Final = frozenset({"stop", "length", "content_filter", "tool_calls"})
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -39,6 +39,7 @@ class StreamedAnswer:
         self._no_usage = usage
         self._include_usage = include_usage
         self._parts: list[bytes] = []
+        self._calls = 0
 
     def begin(self) -> None:
         """The role, before anything else."""
@@ -51,6 +52,11 @@ class StreamedAnswer:
     def reasoning(self, text: str, field: str) -> None:
         """A delta of the model's reasoning, under the upstream's name for it."""
         self._raw(_encode({field: text}))
+
+    def tool_call(self, id: str, name: str, arguments: str) -> None:
+        """A call to a tool of the client's own, whole; `arguments` is JSON text."""
+        self._raw(_encode({"tool_calls": [{"index": self._calls, **_tool_call(id, name, arguments)}]}))
+        self._calls += 1
 
     def finish(self, reason: str, usage: Usage, extra: Mapping[str, Any]) -> None:
         """The end of the answer."""
@@ -87,6 +93,7 @@ class WholeAnswer:
         self._model = model
         self._text: list[str] = []
         self._reasoning: dict[str, list[str]] = {}
+        self._calls: list[dict[str, Any]] = []
 
     def text(self, text: str) -> None:
         """More of the content."""
@@ -96,9 +103,16 @@ class WholeAnswer:
         """More of the reasoning."""
         self._reasoning.setdefault(field, []).append(text)
 
+    def tool_call(self, id: str, name: str, arguments: str) -> None:
+        """A call to a tool of the client's own; `arguments` is JSON text."""
+        self._calls.append(_tool_call(id, name, arguments))
+
     def document(self, reason: str, usage: Usage, extra: Mapping[str, Any]) -> bytes:
         """The whole `chat.completion`, as JSON."""
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(self._text), "refusal": None}
+        text = "".join(self._text)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._calls:
+            message |= {"content": text or None, "tool_calls": self._calls}
         message.update((field, "".join(parts)) for field, parts in self._reasoning.items())
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(reason)}
         return _encode(
@@ -123,6 +137,10 @@ def usage_document(usage: Usage, extra: Mapping[str, Any]) -> dict[str, Any]:
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "asynclm": {**extra, "estimated": usage.estimated},
     }
+
+
+def _tool_call(id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _reason(reason: str) -> str:

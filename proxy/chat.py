@@ -6,8 +6,8 @@ What each parameter means for a run, which may take several upstream requests:
   gets that bound plus room for blocks; `stop` is not sent, because it could match inside a block.
 - sampling parameters and everything else that is not named here go along with every upstream request, as they are.
 - what can't be kept is refused: `n` > 1 and `logprobs` (an answer of several streams has no single choice or
-  probability), `response_format` and audio output (a constrained model can't write blocks), the client's own `tools`
-  (so far).
+  probability), `response_format` and audio output (a constrained model can't write blocks).
+- `tools` of the client's own join the proxy's (`client_tools`); native calls in the messages become CML (`history`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any, Final
 import msgspec
 
 from asynclm.cml.tokens import escape
+from asynclm.proxy.client_tools import Function, read_tools
 from asynclm.proxy.errors import INVALID_REQUEST, APIError, invalid
+from asynclm.proxy.history import Round, read_rounds
 
 # Keys that the proxy answers for itself; all others go upstream untouched.
 _OURS: Final = frozenset(
@@ -51,7 +53,11 @@ _TRANSLATED: Final = "from this upstream"
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
-    """A chat request whose shape was checked. `max_tokens_key` is the name the client used for the bound."""
+    """A chat request whose shape was checked. `max_tokens_key` is the name the client used for the bound.
+
+    `functions` are tools of the client's own, `rounds` the native calls in the messages; both are left to the upstream
+    where a request is only translated.
+    """
 
     model: str
     messages: list[dict[str, Any]]
@@ -61,6 +67,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
     max_tokens: int | None
     max_tokens_key: str
     parameters: dict[str, Any]
+    functions: tuple[Function, ...] = ()
+    rounds: tuple[Round, ...] = ()
 
 
 class Routing(msgspec.Struct):
@@ -92,21 +100,24 @@ def parse(body: bytes, *, with_tools: bool = True) -> ChatRequest:
     request = _decoded(body)
     if not isinstance(request, dict):
         raise invalid("The request body must be a JSON object.")
-    _refuse(request, _WITH_TOOLS if with_tools else _TRANSLATED)
+    _refuse(request, with_tools)
     model = request.get("model")
     if not isinstance(model, str) or not model:
         raise invalid("model must be a string: the name of the model to use.", "model")
     max_tokens_key = "max_tokens" if request.get("max_completion_tokens") is None else "max_completion_tokens"
     options = request.get("stream_options")
+    messages = _messages(request.get("messages"))
     return ChatRequest(
         model=model,
-        messages=_messages(request.get("messages")),
+        messages=messages,
         stream=_flag(request, "stream"),
         include_usage=bool(options.get("include_usage")) if isinstance(options, dict) else False,
         stop=_stop(request.get("stop")),
         max_tokens=_count(request, max_tokens_key),
         max_tokens_key=max_tokens_key,
         parameters={key: value for key, value in request.items() if key not in _OURS},
+        functions=read_tools(request) if with_tools else (),
+        rounds=tuple(read_rounds(messages)) if with_tools else (),
     )
 
 
@@ -122,13 +133,17 @@ def _decoded(body: bytes) -> Any:
         raise invalid(f"The request body is not valid JSON: {problem}", code="invalid_json") from None
 
 
-def prompt(request: ChatRequest, instructions: str) -> list[dict[str, Any]]:
-    """The messages to send: the client's own with control tokens escaped, behind the instructions.
+def escaped(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The client's messages, with control tokens escaped."""
+    return [_escaped(message) for message in messages]
+
+
+def prompt(messages: list[dict[str, Any]], instructions: str) -> list[dict[str, Any]]:
+    """The messages to send: the client's own, which are `escaped`, behind the instructions.
 
     The instructions go into the client's first system message, since many chat templates take only one and want it
     first.
     """
-    messages = [_escaped(message) for message in request.messages]
     if not instructions:
         return messages
     first = messages[0]
@@ -211,8 +226,9 @@ def _stop(stop: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _refuse(request: dict[str, Any], when: str) -> None:
+def _refuse(request: dict[str, Any], with_tools: bool) -> None:
     """Raise for what can't be kept over several streams, or together with blocks."""
+    when = _WITH_TOOLS if with_tools else _TRANSLATED
     n = request.get("n")
     if n is not None and n != 1:
         raise _unsupported("n", f"n must be 1 {when}: there is one answer")
@@ -223,7 +239,7 @@ def _refuse(request: dict[str, Any], when: str) -> None:
         raise _unsupported("response_format", f"response_format must be text {when}")
     if request.get("audio") or request.get("modalities") not in (None, [], ["text"]):
         raise _unsupported("modalities", f"the answer is text only {when}")
-    for key in ("tools", "functions"):
+    for key in ("functions",) if with_tools else ("tools", "functions"):
         if request.get(key):
             raise _unsupported(key, f"{key} of the client's own are not available {when}")
 

@@ -143,11 +143,12 @@ class Model(_Section, frozen=True, kw_only=True):
 
 
 class Limits(_Section, frozen=True, kw_only=True):
-    """`[limits]`: of the executor (the first four), and of one run.
+    """`[limits]`: of the executor (the first four), of one answer, and of runs that wait for their client.
 
     `concurrency` is how many calls run at once, over all runs; `tool_timeout_s` bounds one whose tool declares no
     timeout, `queue_timeout_s` its wait for its turn; a result of more than `max_result_bytes` is cut. `cml_tokens` is
-    what a stream may write beyond the client's `max_tokens`, for the calls that the client doesn't see.
+    what a stream may write beyond the client's `max_tokens`, for the calls that the client doesn't see. A run that
+    waits for what the client's own tools return is kept for `parked_s` seconds, and of those the last `max_parked`.
     """
 
     concurrency: Positive = 64
@@ -162,6 +163,8 @@ class Limits(_Section, frozen=True, kw_only=True):
     max_forgeries: Count = 3
     max_output_chars: Positive = 4_000_000
     cml_tokens: Count = 4096
+    parked_s: Seconds = 600.0
+    max_parked: Count = 1000
 
     def of_a_run(self) -> RunLimits:
         """What the run machine holds."""

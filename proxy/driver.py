@@ -1,8 +1,10 @@
 """The driver of one run: carries out what the run machine asks, and tells it what happens.
 
-Every stream and every call is a task that the driver owns; whatever ends the run (the answer is complete, the client
-left, time is up), they are all ended before `drive` returns, but for two kinds that go to the background: a stream
-whose model has stopped and whose connection is about to become free, and calls that nobody waits for.
+A run gives one answer or, where the client has tools of its own, one after the other: `drive` the first, `resume` the
+others. Every stream and every call is a task that the driver owns; whatever ends the run (the answer is complete, the
+client left, time is up), they are all ended before `drive` returns, but for two kinds that go to the background: a
+stream whose model has stopped and whose connection is about to become free, and calls that nobody waits for. The calls
+of a parked run go on; who keeps the run resumes it in the end, or abandons and closes it.
 
 The machine is fed from those tasks directly. Nothing awaits between an event and its actions, so no lock is needed
 and the path of a chunk is: bytes, delta, machine, bytes.
@@ -12,9 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from asynclm.adapters.models.protocol import (
     Ended,
@@ -35,6 +40,7 @@ from asynclm.proxy.background import Background
 from asynclm.proxy.cache import ANYONE, Caller
 from asynclm.proxy.errors import run_error
 from asynclm.proxy.executor import Executor
+from asynclm.proxy.history import wire_id
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +64,10 @@ class Sink(Protocol):
         """A piece of the model's reasoning, under the upstream's name for it."""
         ...
 
+    def tool_call(self, id: str, name: str, arguments: str) -> None:
+        """A call to a tool of the client's own; `arguments` is JSON text."""
+        ...
+
     async def flush(self) -> None:
         """Send what was noted; wait while the client is slow to take it."""
         ...
@@ -66,8 +76,8 @@ class Sink(Protocol):
 class Driver:
     """Drives one run from its first stream to its end.
 
-    `prepare` turns a transcript into the upstream request. `max_s` bounds the whole run, in seconds. `caller` is whom
-    it is for.
+    `prepare` turns a transcript into the upstream request. `max_s` bounds each answer, in seconds. `names` leads from
+    the names that the model knows the client's own tools by to the client's. `caller` is whom the answer is for.
     """
 
     def __init__(
@@ -81,6 +91,7 @@ class Driver:
         background: Background,
         *,
         max_s: float,
+        names: Mapping[str, str] | None = None,
         caller: Caller = ANYONE,
     ) -> None:
         self._run = run
@@ -91,7 +102,9 @@ class Driver:
         self._sink = sink
         self._background = background
         self._max_s = max_s
-        self._caller = caller
+        self._names = names or {}
+        self.handed: dict[str, int] = {}  # calls that the client was sent and has not answered, by the client's id
+        self.caller = caller
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._finished: asyncio.Future[act.Finish] = self._loop.create_future()
@@ -106,16 +119,23 @@ class Driver:
         self._shown: list[str] = []  # text that is not in the timeline yet
         self._shown_since = 0.0
         self._writing = 0  # the stream it came from
+        self._streams_before = 0  # of earlier answers
+        self._calls_before = 0
 
     @property
     def streams(self) -> int:
-        """How many upstream requests the run has made."""
-        return len(self._streams)
+        """How many upstream requests the answer has taken."""
+        return len(self._streams) - self._streams_before
 
     @property
     def calls(self) -> int:
-        """How many calls it has executed."""
-        return len(self._calls)
+        """How many calls were executed in it."""
+        return len(self._calls) - self._calls_before
+
+    @property
+    def parked(self) -> bool:
+        """Whether the run waits for the client to answer the calls in `handed`."""
+        return self._run.parked
 
     @property
     def cached(self) -> dict[str, int]:
@@ -123,10 +143,41 @@ class Driver:
         return dict(self._cached)
 
     async def drive(self) -> act.Finish:
-        """Run to the end. Cancel the awaiting task to abandon the run."""
+        """Run to the end of the answer. Cancel the awaiting task to abandon the run."""
+        return await self._answer(lambda: self._run.start(self._loop.time()))
+
+    async def resume(
+        self,
+        results: Mapping[str, str],
+        sink: Sink,
+        model: Model,
+        prepare: Callable[[act.OpenStream], Request],
+        *,
+        stop: tuple[str, ...] = (),
+        max_tokens: int | None = None,
+        caller: Caller = ANYONE,
+    ) -> act.Finish:
+        """Go on with a parked run, whose client has come back, to the end of a further answer.
+
+        `results` are what its tools returned, JSON text by the client's id of the call; `stop` and `max_tokens` bound
+        the answer. Cancel the awaiting task to abandon the run.
+        """
+        self._sink, self._model, self._prepare, self.caller = sink, model, prepare, caller
+        self._finished = self._loop.create_future()
+        self._streams_before, self._calls_before = len(self._streams), len(self._calls)
+        self._cached.clear()
+        values = {call: (True, results[id]) for id, call in self.handed.items() if id in results}
+        self.handed = {}
+        return await self._answer(lambda: self._run.resume(values, self._loop.time(), stop=stop, max_tokens=max_tokens))
+
+    async def aclose(self) -> None:
+        """End what a parked run, which was abandoned, has left."""
+        await self._clean_up()
+
+    async def _answer(self, begin: Callable[[], list[act.Action]]) -> act.Finish:
         deadline = self._loop.call_later(self._max_s, self._expire)
         try:
-            self._carry_out(self._run.start(self._loop.time()))
+            self._carry_out(begin())
             # Shielded: whoever abandons the run cancels this wait, and a bare future with it; the run still finishes.
             return await asyncio.shield(self._finished)
         except asyncio.CancelledError:
@@ -134,7 +185,11 @@ class Driver:
             raise
         finally:
             deadline.cancel()
-            await self._clean_up()
+            if self._run.parked:
+                for task in self._streams.values():  # all of them closed, or about to end
+                    self._background.adopt(task)
+            else:
+                await self._clean_up()
 
     def abandon(self, error: RunError) -> None:
         """End the run with an error, now."""
@@ -198,13 +253,19 @@ class Driver:
                     self._calls[call] = self._spawn(self._execute(action), f"call {call}")
                     if detached:
                         self._detached.add(call)
+                case act.EmitToolCall(call=call, id=id, spec=spec, arguments=arguments):
+                    wire = wire_id(os.urandom(10), id)
+                    self.handed[wire] = call
+                    name = self._names.get(spec.name, spec.name)
+                    self._sink.tool_call(wire, name, msgspec.json.encode(arguments).decode())
                 case act.CancelCall(call=call):
                     self._detached.discard(call)
                     self._calls[call].cancel()
                 case act.SetTimer(seconds=seconds):
                     self._timers.append(self._loop.call_later(seconds, self._tell, ev.TimerFired()))
                 case act.Finish():
-                    self._finished.set_result(action)
+                    if not self._finished.done():  # as it is where a parked run is abandoned
+                        self._finished.set_result(action)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = self._loop.create_task(work, name=name)
@@ -325,7 +386,7 @@ class Driver:
             action.spec,
             action.arguments,
             dispatched=lambda: self._tell(ev.CallDispatched(number)),
-            caller=self._caller,
+            caller=self.caller,
         )
         if result.cache is not None:
             self._cached[result.cache] += 1

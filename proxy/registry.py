@@ -15,6 +15,9 @@ from asynclm.proxy.driver import Driver
 _MAX_BYTES: Final = 64 * 2**20
 
 
+Status = Literal["running", "parked", "finished", "failed"]
+
+
 class Summary(msgspec.Struct, omit_defaults=True):
     """One run in a list. `created` is Unix time (s), `duration_s` the time from the request to the end."""
 
@@ -22,7 +25,7 @@ class Summary(msgspec.Struct, omit_defaults=True):
     model: str
     policy: str
     created: int
-    status: Literal["running", "finished", "failed"]
+    status: Status
     duration_s: float | None = None
 
 
@@ -32,6 +35,7 @@ class Registry:
     def __init__(self, keep: int) -> None:
         self._keep = keep
         self._live: dict[str, tuple[Timeline, Driver]] = {}
+        self._parked: set[str] = set()  # of those
         self._past: OrderedDict[str, tuple[Summary, bytes]] = OrderedDict()
         self._bytes = 0  # of the finished ones
         self._idle = asyncio.Event()
@@ -42,11 +46,21 @@ class Registry:
         self._live[timeline.run] = (timeline, driver)
         self._idle.clear()
 
+    def park(self, id: str) -> None:
+        """A run has given its answer, and waits for its client to come back."""
+        self._parked.add(id)
+        self._look()
+
+    def resume(self, id: str) -> None:
+        """The client of a parked run has come back."""
+        self._parked.discard(id)
+        self._idle.clear()
+
     def end(self, id: str, *, failed: bool) -> None:
         """A run is over."""
         timeline, _ = self._live.pop(id)
-        if not self._live:
-            self._idle.set()
+        self._parked.discard(id)
+        self._look()
         duration = timeline.entries[-1].t if timeline.entries else 0.0
         written = to_jsonl(timeline)
         self._past[id] = (_summary(timeline, "failed" if failed else "finished", duration), written)
@@ -55,8 +69,12 @@ class Registry:
             _, (_, oldest) = self._past.popitem(last=False)
             self._bytes -= len(oldest)
 
+    def _look(self) -> None:
+        if len(self._live) == len(self._parked):
+            self._idle.set()
+
     def driver(self, id: str) -> Driver | None:
-        """The driver of a run that is under way."""
+        """The driver of a run that is under way, or parked."""
         found = self._live.get(id)
         return found[1] if found else None
 
@@ -74,13 +92,16 @@ class Registry:
 
     def summaries(self) -> list[Summary]:
         """All known runs, the newest first."""
-        now = [_summary(timeline, "running", None) for timeline, _ in self._live.values()]
+        now = [
+            _summary(timeline, "parked" if id in self._parked else "running", None)
+            for id, (timeline, _) in self._live.items()
+        ]
         past = [summary for summary, _ in self._past.values()]
         return [*reversed(now), *reversed(past)]
 
     def live(self) -> list[Driver]:
-        """The drivers of all runs that are under way."""
-        return [driver for _, driver in self._live.values()]
+        """The drivers of all runs that are under way, those that are parked left out."""
+        return [driver for id, (_, driver) in self._live.items() if id not in self._parked]
 
     async def idle(self) -> None:
         """Wait until no run is under way."""
@@ -92,5 +113,5 @@ def new_timeline(id: str, model: str, policy: str) -> Timeline:
     return Timeline(id, model, policy, int(time.time()), [])
 
 
-def _summary(timeline: Timeline, status: Literal["running", "finished", "failed"], duration: float | None) -> Summary:
+def _summary(timeline: Timeline, status: Status, duration: float | None) -> Summary:
     return Summary(timeline.run, timeline.model, timeline.policy, timeline.created, status, duration)

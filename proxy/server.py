@@ -214,6 +214,7 @@ class Server:
         self._draining = True
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.server.grace_s
+        await self._runs.aclose(_SHUTDOWN)  # nobody can come back any more
         if not await self._idle(self._config.server.grace_s):
             self.abandon()
             if not await self._idle(_CLEANUP_S):
@@ -238,6 +239,7 @@ class Server:
 
     async def aclose(self, app: web.Application | None = None) -> None:
         """End every task and close every connection."""
+        await self._runs.aclose(_SHUTDOWN)
         await self.background.aclose()
         await self.executor.aclose()
         await self.cache.aclose()

@@ -47,6 +47,7 @@ class StreamSink:
         self._closed = False
         self.text = answer.text
         self.reasoning = answer.reasoning
+        self.tool_call = answer.tool_call
 
     @property
     def opened(self) -> bool:
@@ -123,6 +124,7 @@ class WholeSink:
         self.opened = False  # nothing is sent before the end: an error always has a status
         self.text = answer.text
         self.reasoning = answer.reasoning
+        self.tool_call = answer.tool_call
 
     async def open(self) -> None:
         """Nothing to do yet."""

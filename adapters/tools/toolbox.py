@@ -71,6 +71,16 @@ class Toolbox:
         """The names of the tools of all groups but one."""
         return {name for key, members in self._groups.items() if key != besides for name in members}
 
+    def beside(self, tools: Iterable[Tool]) -> Toolbox:
+        """A toolbox of the tools that stand here now, which need not be checked again, and of these.
+
+        Raises ValueError, as the constructor does.
+        """
+        other = Toolbox()
+        other._groups = dict(self._groups)
+        other.replace(object(), tools)
+        return other
+
     def _set(self, group: Hashable, entries: dict[str, _Entry]) -> None:
         self._groups[group] = entries
         self._entries = {name: entry for members in self._groups.values() for name, entry in members.items()}

@@ -16,6 +16,10 @@ from asynclm.cml.machine import Run
 from asynclm.proxy.driver import Driver
 
 QUESTION = [{"role": "user", "content": "Go."}]
+F = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CALLED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+RESULT = {"role": "tool", "tool_call_id": "c", "content": "1"}
 
 
 def add(x: int) -> int:
@@ -92,7 +96,26 @@ async def test_malformed_json(tools: tuple[Any, ...]) -> None:
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"modalities": 5}, "modalities"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": "f"}, "tools"),
+        ({"tools": ["f"]}, "tools[0]"),
+        ({"tools": [F, {"type": "custom", "custom": {"name": "f"}}]}, "tools[1]"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"properties": 3}}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/no"}}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "add"}}]}, "tools"),
+        ({"tools": [F, F]}, "tools"),
+        ({"tools": [F], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [F], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"messages": [*QUESTION, {"role": "tool", "tool_call_id": "c", "content": "1"}]}, "messages[1]"),
+        ({"messages": [*QUESTION, CALLED, {"role": "tool", "content": "1"}]}, "messages[2].tool_call_id"),
+        ({"messages": [*QUESTION, CALLED, RESULT, RESULT]}, "messages[3].tool_call_id"),
+        ({"messages": [*QUESTION, CALLED, {**RESULT, "tool_call_id": "d"}]}, "messages[2].tool_call_id"),
+        ({"messages": [*QUESTION, CALLED, {**RESULT, "content": [{"type": "image_url"}]}]}, "messages[2].content"),
+        ({"messages": [*QUESTION, {**CALLED, "tool_calls": 3}]}, "messages[1].tool_calls"),
+        ({"messages": [*QUESTION, {**CALLED, "tool_calls": [{"id": "c"}]}]}, "messages[1].tool_calls[0]"),
+        ({"messages": [*QUESTION, {**CALLED, "tool_calls": [CALL, CALL]}]}, "messages[1].tool_calls[1].id"),
         ({"functions": [{"name": "f"}]}, "functions"),
     ],
 )
