@@ -78,7 +78,7 @@ class Server(_Section, frozen=True, kw_only=True):
     """`[server]`. Sizes in bytes, times in seconds.
 
     `port` 0 takes any free one. `heartbeat_s`: a comment line is sent on a stream that has been silent for so long.
-    `run_timeout_s` bounds a whole run. `grace_s`: what open runs get to end when the server is told to stop.
+    `run_timeout_s` bounds an answer. `grace_s`: what open runs get to end when the server is told to stop.
     """
 
     host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"

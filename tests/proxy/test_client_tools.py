@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+import openai
 import pytest
 from harness import Proxy, proxy_for
 from recording import RecordingUpstream
@@ -392,6 +393,62 @@ async def test_a_client_that_never_comes_back_is_waited_for_a_while() -> None:
             assert said.status == 409
         second = await ask(proxy, back(QUESTION, first.parse().choices[0].message))
         assert second.parse().choices[0].message.content == "Fine."
+
+
+async def test_the_same_request_twice_takes_the_run_up_once() -> None:
+    """As a client sends it that has lost patience, or its connection."""
+    script = [Answer("Wait. ", ASK, TRAP), Answer("Fine.")]
+    async with ScriptedUpstream(script) as upstream, proxy_for(upstream.url, Looks().tool) as proxy:
+        first = await ask(proxy, QUESTION)
+        messages = back(QUESTION, first.parse().choices[0].message)
+        answers = await asyncio.gather(*(ask(proxy, messages) for _ in range(3)))
+    runs = [answer.headers["x-asynclm-run-id"] for answer in answers]
+    assert runs.count(first.headers["x-asynclm-run-id"]) == 1
+    assert len(set(runs)) == 3
+    assert [answer.parse().choices[0].message.content for answer in answers] == ["Fine."] * 3
+
+
+async def test_a_client_that_leaves_the_further_answer_ends_the_run() -> None:
+    looks = Looks()
+    script = [Answer(LOOK, ASK, TRAP), Answer("Well, ", "then.", hold=asyncio.Event(), hold_at=1), Answer("Fine.")]
+    async with ScriptedUpstream(script) as upstream, proxy_for(upstream.url, looks.tool) as proxy:
+        first = await ask(proxy, QUESTION)
+        run = first.headers["x-asynclm-run-id"]
+        messages = back(QUESTION, first.parse().choices[0].message)
+        stream = await proxy.client().chat.completions.create(model="m", messages=messages, tools=TOOLS, stream=True)
+        await anext(stream)
+        await stream.close()
+        await looks.cancelled.wait()
+        await upstream.until(lambda: upstream.dropped == 1)
+        await noted(proxy, run, "error")
+        again = await ask(proxy, messages)
+        assert again.parse().choices[0].message.content == "Fine."
+        assert "rebuilt" in kinds(proxy, again.headers["x-asynclm-run-id"])
+
+
+async def test_an_upstream_that_fails_in_the_further_answer() -> None:
+    script = [Answer(ASK, TRAP), Answer(status=400), Answer("Fine.")]
+    async with ScriptedUpstream(script) as upstream, proxy_for(upstream.url, Looks().tool) as proxy:
+        first = await ask(proxy, QUESTION)
+        messages = back(QUESTION, first.parse().choices[0].message)
+        with pytest.raises(openai.BadRequestError) as refused:
+            await ask(proxy, messages)
+        assert refused.value.response.headers["x-asynclm-run-id"] == first.headers["x-asynclm-run-id"]
+        assert (await ask(proxy, messages)).parse().choices[0].message.content == "Fine."
+
+
+async def test_a_whole_turn_later_the_tools_answers_are_known() -> None:
+    script = [Answer("Wait. ", ASK, TRAP), Answer("Fine."), Answer("As I said.")]
+    async with ScriptedUpstream(script) as upstream, proxy_for(upstream.url, Looks().tool) as proxy:
+        first = await ask(proxy, QUESTION)
+        messages = back(QUESTION, first.parse().choices[0].message)
+        second = await ask(proxy, messages)
+        messages += [second.parse().choices[0].message.model_dump(exclude_none=True)]
+        third = await ask(proxy, [*messages, {"role": "user", "content": "And?"}])
+    assert third.parse().choices[0].message.content == "As I said."
+    roles = [message["role"] for message in upstream.requests[2]["messages"]]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert upstream.requests[2]["messages"][3]["content"] == '[INTR] a [HEAD] "yes" [END]'
 
 
 async def test_the_oldest_makes_room() -> None:

@@ -29,7 +29,8 @@ class Playbook:
     """Feeds one run and keeps account of what it asked for."""
 
     def __init__(self, policy: str, **options: Any) -> None:
-        self.run = Run(Tools(), POLICIES[policy], **options)
+        self.catalog = Tools()
+        self.run = Run(self.catalog, POLICIES[policy], **options)
         self.shown = ""
         self.reasoned = ""
         self.forks = policy in ("fork", "auto") and not options.get("inject")
