@@ -322,7 +322,7 @@ async def test_a_word_from_outside_waits_for_the_client() -> None:
 # ---------------------------------------------------------------------- runs that are gone
 
 
-@pytest.mark.parametrize("change", ["messages", "behind", "tools", "policy", "model"])
+@pytest.mark.parametrize("change", ["messages", "behind", "tools", "policy", "model", "key"])
 async def test_another_request_than_was_waited_for_ends_the_run_and_builds_it_anew(change: str) -> None:
     looks = Looks()
     script = [Answer("Wait. ", LOOK, ASK, TRAP), Answer("Fine.")]
@@ -343,6 +343,8 @@ async def test_another_request_than_was_waited_for_ends_the_run_and_builds_it_an
                 options["extra_headers"] = {"x-asynclm-policy": "sync"}
             case "model":
                 options["model"] = "n"
+            case "key":
+                options["extra_headers"] = {"authorization": "Bearer sk-another"}
         second = await proxy.client().chat.completions.with_raw_response.create(
             **{"model": "m", "tools": TOOLS, "messages": messages, **options}
         )
