@@ -148,7 +148,8 @@ class Limits(_Section, frozen=True, kw_only=True):
     `concurrency` is how many calls run at once, over all runs; `tool_timeout_s` bounds one whose tool declares no
     timeout, `queue_timeout_s` its wait for its turn; a result of more than `max_result_bytes` is cut. `cml_tokens` is
     what a stream may write beyond the client's `max_tokens`, for the calls that the client doesn't see. A run that
-    waits for what the client's own tools return is kept for `parked_s` seconds, and of those the last `max_parked`.
+    waits for what the client's own tools return is kept for `parked_s` seconds, and of those the last `max_parked`;
+    `turns_chars` is how much is remembered of earlier turns' calls and results, in characters.
     """
 
     concurrency: Positive = 64
@@ -165,6 +166,7 @@ class Limits(_Section, frozen=True, kw_only=True):
     cml_tokens: Count = 4096
     parked_s: Seconds = 600.0
     max_parked: Count = 1000
+    turns_chars: Count = 16 * 2**20
 
     def of_a_run(self) -> RunLimits:
         """What the run machine holds."""

@@ -35,6 +35,7 @@ from asynclm.cml.machine import Run, RunError
 from asynclm.cml.machine import actions as act
 from asynclm.cml.machine import events as ev
 from asynclm.cml.timeline import Timeline
+from asynclm.cml.transcript import Segment
 from asynclm.cml.usage import Usage
 from asynclm.proxy.background import Background
 from asynclm.proxy.cache import ANYONE, Caller
@@ -117,6 +118,7 @@ class Driver:
         self._cached: Counter[str] = Counter()
         self._timers: list[asyncio.TimerHandle] = []
         self._shown: list[str] = []  # text that is not in the timeline yet
+        self._said: list[str] = []  # the visible text of this answer that is
         self._shown_since = 0.0
         self._writing = 0  # the stream it came from
         self._streams_before = 0  # of earlier answers
@@ -131,6 +133,16 @@ class Driver:
     def calls(self) -> int:
         """How many calls were executed in it."""
         return len(self._calls) - self._calls_before
+
+    @property
+    def said(self) -> str:
+        """The visible text of the answer that is over."""
+        return "".join(self._said)
+
+    @property
+    def transcript(self) -> list[Segment]:
+        """What the model has written and been told in this run."""
+        return self._run.transcript
 
     @property
     def parked(self) -> bool:
@@ -166,6 +178,7 @@ class Driver:
         self._finished = self._loop.create_future()
         self._streams_before, self._calls_before = len(self._streams), len(self._calls)
         self._cached.clear()
+        self._said.clear()
         values = {call: (True, results[id]) for id, call in self.handed.items() if id in results}
         self.handed = {}
         return await self._answer(lambda: self._run.resume(values, self._loop.time(), stop=stop, max_tokens=max_tokens))
@@ -375,7 +388,9 @@ class Driver:
 
     def _note_text(self) -> None:
         if self._shown:
-            self._timeline.add(self._elapsed(), "text", stream=self._writing, text="".join(self._shown))
+            text = "".join(self._shown)
+            self._said.append(text)
+            self._timeline.add(self._elapsed(), "text", stream=self._writing, text=text)
             self._shown.clear()
 
     # ------------------------------------------------------------------ calls

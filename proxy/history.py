@@ -18,9 +18,10 @@ from asynclm.cml.machine.calls import AGENT, RESERVED
 from asynclm.cml.machine.parking import NO_RESULT
 from asynclm.cml.render import render_body, render_call, render_interrupt, render_trap
 from asynclm.cml.tokens import escape, escape_json
-from asynclm.cml.transcript import Segment, as_turns
+from asynclm.cml.transcript import Segment, as_prefill, as_turns
 from asynclm.proxy.errors import invalid
 from asynclm.proxy.result_json import result_json
+from asynclm.proxy.turns import Turn
 
 _ID: Final = re.compile(r"call_[0-9a-f]{20}_([A-Za-z0-9_]+)")  # ours: `Driver` makes them
 _MAX_ID: Final = 14  # of the part that is the model's: OpenAI's API takes ids of up to 40 characters
@@ -45,11 +46,15 @@ class Round(msgspec.Struct, frozen=True):
 
 
 class History(msgspec.Struct, frozen=True):
-    """Messages without native calls, the transcript to begin with, and the ids of calls that stand in that."""
+    """Messages without native calls, the transcript to begin with, and the ids of calls that stand in that.
+
+    `start` is the index of the client's message from which on the run stands in the transcript.
+    """
 
     messages: list[dict[str, Any]]
     transcript: list[Segment]
     used: list[str]
+    start: int
 
 
 def wire_id(random: bytes, id: str) -> str:
@@ -99,11 +104,18 @@ def told(text: str, max_bytes: int) -> str:
 
 
 def as_cml(
-    messages: Sequence[dict[str, Any]], rounds: Sequence[Round], name_of: Callable[[str], str], max_bytes: int
+    messages: Sequence[dict[str, Any]],
+    rounds: Sequence[Round],
+    turns: Sequence[Turn],
+    name_of: Callable[[str], str],
+    max_bytes: int,
+    *,
+    prefill: bool = False,
 ) -> History:
-    """Put the rounds of `messages`, which are escaped already, as CML.
+    """Put the rounds of `messages`, which are escaped already, as CML, and earlier `turns` as they are known.
 
-    `name_of` gives the name that the model knows a client's tool by; results are cut at `max_bytes`.
+    `name_of` gives the name that the model knows a client's tool by; results are cut at `max_bytes`. `prefill`: a run
+    is one assistant message there.
     """
     tail = len(messages)
     for each in reversed(rounds):
@@ -115,18 +127,26 @@ def as_cml(
     known: set[str] = set()
     used: list[str] = []
     at = 0
-    for each in rounds:
-        ids = {call.id: _id(call.id, known) for call in each.calls}
-        segments = _segments(each, ids, name_of, max_bytes)
-        written += messages[at : each.start]
-        at = each.end
-        if each.start >= tail:
+    unknown = [each for each in rounds if not any(turn.start <= each.start < turn.end for turn in turns)]
+    pieces: list[Round | Turn] = [*unknown, *turns]
+    for piece in sorted(pieces, key=lambda piece: piece.start):
+        written += messages[at : piece.start]
+        at = piece.end
+        if isinstance(piece, Turn):
+            if prefill:
+                written.append({"role": "assistant", "content": as_prefill(piece.transcript)})
+            else:
+                written += as_turns(piece.transcript)
+            continue
+        ids = {call.id: _id(call.id, known) for call in piece.calls}
+        segments = _segments(piece, ids, name_of, max_bytes)
+        if piece.start >= tail:
             transcript += segments
             used += ids.values()
         else:
             written += as_turns(segments)
     written += messages[at:]
-    return History(written, transcript, used)
+    return History(written, transcript, used, tail)
 
 
 def _segments(each: Round, ids: dict[str, str], name_of: Callable[[str], str], max_bytes: int) -> list[Segment]:

@@ -22,7 +22,7 @@ from asynclm.proxy.upstreams import Route
 class ParkedRun(msgspec.Struct, eq=False):
     """A run, and the request whose answer it gives: `messages` as the client sent them, `prompt` as they are sent on.
 
-    `answers` is how many answers the run has given.
+    From the message with index `start` on it stands in the transcript. `answers` is how many answers the run has given.
     """
 
     id: str
@@ -32,6 +32,7 @@ class ParkedRun(msgspec.Struct, eq=False):
     functions: tuple[Function, ...]
     messages: list[dict[str, Any]]
     prompt: list[dict[str, Any]]
+    start: int
     kit: Kit | None
     answers: int = 1
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
 from aiohttp import web
 
 from asynclm.adapters.models.protocol import Model, Request
@@ -30,6 +31,7 @@ from asynclm.proxy.registry import Registry, new_timeline
 from asynclm.proxy.room import Roomy
 from asynclm.proxy.sinks import StreamSink, WholeSink
 from asynclm.proxy.speeds import Speeds
+from asynclm.proxy.turns import Turns
 from asynclm.proxy.upstreams import Route, Upstreams
 
 RUN_ID_HEADER: Final = "x-asynclm-run-id"
@@ -65,6 +67,7 @@ class Runs:
         self._registry = registry
         self._background = background
         self._speeds = Speeds(config)
+        self._turns = Turns(config.limits.turns_chars)
         self._parked = Parked(config.limits.parked_s, config.limits.max_parked, self._give_up)
 
     async def answer(self, request: web.Request, chat: ChatRequest, route: Route, policy: str) -> web.StreamResponse:
@@ -92,7 +95,7 @@ class Runs:
     ) -> Driver:
         """Put a run together under the policy that `timeline` names; it starts when it is driven. Knows no HTTP."""
         kit = self._kits.of(chat.functions) if with_tools else None
-        return self._driver(chat, route, timeline, sink, kit, self._history(chat, kit), api_key, caller)
+        return self._driver(chat, route, timeline, sink, kit, self._history(chat, route, kit, api_key), api_key, caller)
 
     async def aclose(self, error: RunError) -> None:
         """End the parked runs with this error, and those that would be parked from now on."""
@@ -139,18 +142,20 @@ class Runs:
             caller=caller,
         )
 
-    def _history(self, chat: ChatRequest, kit: Kit | None) -> History:
+    def _history(self, chat: ChatRequest, route: Route, kit: Kit | None, key: str | None) -> History:
         """The messages and the transcript to begin with."""
         if kit is None:
-            return History(chat.messages, [], [])
+            return History(chat.messages, [], [], len(chat.messages))
         ours = {theirs: name for name, theirs in kit.names.items()}
         history = as_cml(
             escaped(chat.messages),
             chat.rounds,
+            self._turns.recall(key, chat.messages),
             lambda name: ours.get(name) or python_name(name),
             self._max_result_bytes,
+            prefill=self._upstreams.model(route).abilities(route.upstream_model).prefill,
         )
-        return History(prompt(history.messages, kit.instructions), history.transcript, history.used)
+        return msgspec.structs.replace(history, messages=prompt(history.messages, kit.instructions))
 
     def _model(self, chat: ChatRequest, route: Route, kit: Kit | None) -> Model:
         model: Model = self._upstreams.model(route)
@@ -185,11 +190,11 @@ class Runs:
         id = f"run_{os.urandom(12).hex()}"  # not to be guessed: who knows it may interrupt the run
         sink, headers = self._sink(request, chat, id)
         timeline = new_timeline(id, chat.model, policy)
-        history = self._history(chat, kit)
         caller = _caller(request)
+        history = self._history(chat, route, kit, caller.key)
         driver = self._driver(chat, route, timeline, sink, kit, history, caller.key, caller)
         self._registry.begin(timeline, driver)
-        run = ParkedRun(id, driver, route, policy, chat.functions, chat.messages, history.messages, kit)
+        run = ParkedRun(id, driver, route, policy, chat.functions, chat.messages, history.messages, history.start, kit)
         return await self._serve(run, sink, headers, driver.drive())
 
     async def _go_on(self, request: web.Request, chat: ChatRequest, run: ParkedRun) -> web.StreamResponse:
@@ -239,6 +244,8 @@ class Runs:
                     parked = True
                     self._registry.park(run.id)
                     self._parked.add(run)
+                elif run.kit is not None and finish.reason == "stop":
+                    self._turns.keep(driver.caller.key, run.messages, driver.said, run.start, driver.transcript)
                 return await sink.finish(finish.reason, finish.usage, _facts(run.id, driver))
             if isinstance(sink, StreamSink) and sink.opened:
                 return await sink.fail(finish.error)
