@@ -220,6 +220,28 @@ class Cache(_Section, frozen=True, kw_only=True):
         return (environ.get(self.secret_env, "").encode() or None) if self.secret_env else None
 
 
+class Recording(_Section, frozen=True, kw_only=True):
+    """`[recording]`: which runs are written to the store, and what of them.
+
+    `record`: none, those whose request asks for it, or all. Each is kept for `keep_s` seconds, all together in
+    `max_bytes`. With `scope` "client", a recording serves only requests with the same key. `off_keys` are SHA-256
+    hashes of clients' keys whose runs are never recorded; `redact` are regular expressions of what is taken out.
+    """
+
+    record: Literal["off", "asked", "all"] = "asked"
+    keep_s: Seconds = 604_800.0
+    max_bytes: Annotated[int, msgspec.Meta(ge=2**16)] = 64 * 2**20
+    scope: Literal["all", "client"] = "all"
+    off_keys: tuple[Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Fa-f]{64}$")], ...] = ()
+    redact: tuple[str, ...] = ()
+
+
+class Replay(_Section, frozen=True, kw_only=True):
+    """`[replay]`: how recordings are served: all at once, or with the times that the recorded run took."""
+
+    speed: Literal["at_once", "recorded"] = "at_once"
+
+
 class Tool(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[[tools]]`: where a tool comes from, and what wins over its own declarations.
 
@@ -265,6 +287,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     runs: Runs = Runs()
     store: Store = Store()
     cache: Cache = Cache()
+    recording: Recording = Recording()
+    replay: Replay = Replay()
     tools: tuple[Tool, ...] = ()
     base: Path = Path()
     source: Path | None = None
@@ -280,7 +304,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _LAYOUT: Final = Layout(
-    tables={"server": Server, "limits": Limits, "runs": Runs, "store": Store, "cache": Cache},
+    tables={
+        "server": Server,
+        "limits": Limits,
+        "runs": Runs,
+        "store": Store,
+        "cache": Cache,
+        "recording": Recording,
+        "replay": Replay,
+    },
     keyed={"upstreams": Upstream, "models": Model},
     lists=("tools",),
 )
@@ -327,11 +359,23 @@ def load(path: Path | None, environ: Mapping[str, str], cwd: Path) -> Config:
         runs=reader.table("runs", Runs),
         store=store,
         cache=cache,
+        recording=_checked_recording(reader),
+        replay=reader.table("replay", Replay),
         tools=tools,
         base=(cwd if source is None else source.parent).absolute(),
         source=source,
         warnings=tuple(warnings),
     )
+
+
+def _checked_recording(reader: Reader) -> Recording:
+    recording = reader.table("recording", Recording)
+    for index, pattern in enumerate(recording.redact):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise reader.error(("recording", "redact", index), f"is no regular expression: {error}") from None
+    return recording
 
 
 def _find(path: Path | None, cwd: Path) -> Path | None:

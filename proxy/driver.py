@@ -50,6 +50,9 @@ _USAGE_GRACE_S: Final = 0.5
 _TEXT_PIECE_S: Final = 0.01
 
 
+Wrote = Callable[[int, str], None]
+
+
 class Sink(Protocol):
     """Where the answer goes. All but `open` and `flush` only note what is to be sent."""
 
@@ -79,6 +82,8 @@ class Driver:
 
     `prepare` turns a transcript into the upstream request. `max_s` bounds each answer, in seconds. `names` leads from
     the names that the model knows the client's own tools by to the client's. `caller` is whom the answer is for.
+    `wrote` is told each piece of text that the model writes, as far as it counts, with its stream's number. `began` is
+    when the run did (loop time, s).
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class Driver:
         max_s: float,
         names: Mapping[str, str] | None = None,
         caller: Caller = ANYONE,
+        wrote: Wrote | None = None,
     ) -> None:
         self._run = run
         self._model = model
@@ -106,8 +112,9 @@ class Driver:
         self._names = names or {}
         self.handed: dict[str, int] = {}  # calls that the client was sent and has not answered, by the client's id
         self.caller = caller
+        self._wrote = wrote
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self.began = self._loop.time()
         self._finished: asyncio.Future[act.Finish] = self._loop.create_future()
         self._streams: dict[int, asyncio.Task[None]] = {}
         self._open: dict[int, Stream] = {}
@@ -168,6 +175,7 @@ class Driver:
         stop: tuple[str, ...] = (),
         max_tokens: int | None = None,
         caller: Caller = ANYONE,
+        wrote: Wrote | None = None,
     ) -> act.Finish:
         """Go on with a parked run, whose client has come back, to the end of a further answer.
 
@@ -175,6 +183,7 @@ class Driver:
         the answer. Cancel the awaiting task to abandon the run.
         """
         self._sink, self._model, self._prepare, self.caller = sink, model, prepare, caller
+        self._wrote = wrote
         self._finished = self._loop.create_future()
         self._streams_before, self._calls_before = len(self._streams), len(self._calls)
         self._cached.clear()
@@ -296,7 +305,7 @@ class Driver:
             self.abandon(RunError(message, 500, "server_error", "internal_error"))
 
     def _elapsed(self) -> float:
-        return round(self._loop.time() - self._began, 6)
+        return round(self._loop.time() - self.began, 6)
 
     def _injectable(self, stream: int) -> InjectableStream:
         opened: Any = self._open[stream]
@@ -332,6 +341,7 @@ class Driver:
         """Feed the machine from a stream until it ends or is closed."""
         handle = self._run.handle
         sink_text = self._sink.text
+        wrote = self._wrote
         ended: str | None = None
         try:
             async with asyncio.timeout(None) as patience:
@@ -340,6 +350,8 @@ class Driver:
                     now = self._loop.time()
                     for event in batch:
                         if type(event) is TextDelta:
+                            if wrote is not None and self._run.reads(number):
+                                wrote(number, event.text)
                             for action in handle(ev.TextArrived(number, event.text), now):
                                 if type(action) is act.EmitText:
                                     sink_text(action.text)

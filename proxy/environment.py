@@ -20,6 +20,7 @@ import msgspec
 from asynclm.proxy.config_error import ConfigError, Key, did_you_mean, listed, reason
 
 PREFIX: Final = "ASYNCLM_"
+_AS_JSON: Final = (msgspec.inspect.DictType, msgspec.inspect.VarTupleType)
 # What Kubernetes tells every container about services whose name begins with "asynclm".
 _KUBERNETES: Final = re.compile(
     r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)"
@@ -131,7 +132,7 @@ def _in_variable(name: str) -> str:
 
 def _value(variable: str, text: str, type: type[msgspec.Struct], field: str) -> Any:
     kind = next(info.type for info in msgspec.structs.fields(type) if info.name == field)
-    value = _json(variable, text) if isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.DictType) else text
+    value = _json(variable, text) if isinstance(msgspec.inspect.type_info(kind), _AS_JSON) else text
     try:
         # Not strict: "8787" is a number here.
         return msgspec.convert(value, kind, strict=False)

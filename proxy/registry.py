@@ -15,11 +15,14 @@ from asynclm.proxy.driver import Driver
 _MAX_BYTES: Final = 64 * 2**20
 
 
-Status = Literal["running", "parked", "finished", "failed"]
+Status = Literal["running", "parked", "finished", "failed", "unfinished"]
 
 
 class Summary(msgspec.Struct, omit_defaults=True):
-    """One run in a list. `created` is Unix time (s), `duration_s` the time from the request to the end."""
+    """One run in a list. `created` is Unix time (s), `duration_s` the time from the request to the end.
+
+    `unfinished` is a recorded run of another process that goes on there, or broke off with it.
+    """
 
     id: str
     model: str

@@ -27,6 +27,9 @@ from asynclm.proxy.errors import INVALID_REQUEST, api_error
 from asynclm.proxy.executor import Executor
 from asynclm.proxy.history import History, as_cml, told
 from asynclm.proxy.parked import Parked, ParkedRun
+from asynclm.proxy.recording.recordings import LIVE, Recordings, Wish
+from asynclm.proxy.recording.tap import Tap
+from asynclm.proxy.recording.tape import Tape
 from asynclm.proxy.registry import Registry, new_timeline
 from asynclm.proxy.room import Roomy
 from asynclm.proxy.sinks import StreamSink, WholeSink
@@ -37,6 +40,7 @@ from asynclm.proxy.upstreams import Route, Upstreams
 RUN_ID_HEADER: Final = "x-asynclm-run-id"
 REQUEST_ID_HEADER: Final = "x-request-id"
 _OFF: Final = "off"
+_LEFT: Final = RunError("The client closed the connection.", 499, "cancelled", "client_disconnected")
 _CHANGED: Final = RunError(
     "The client came back with another request than the one this run waited for.",
     409,
@@ -56,6 +60,7 @@ class Runs:
         executor: Executor,
         registry: Registry,
         background: Background,
+        recordings: Recordings | None = None,
     ) -> None:
         self._server = config.server
         self._limits = config.limits.of_a_run()
@@ -66,21 +71,26 @@ class Runs:
         self._executor = executor
         self._registry = registry
         self._background = background
+        self._recordings = recordings
         self._speeds = Speeds(config)
         self._turns = Turns(config.limits.turns_chars)
         self._parked = Parked(config.limits.parked_s, config.limits.max_parked, self._give_up)
 
-    async def answer(self, request: web.Request, chat: ChatRequest, route: Route, policy: str) -> web.StreamResponse:
+    async def answer(
+        self, request: web.Request, chat: ChatRequest, route: Route, policy: str, wish: Wish = LIVE
+    ) -> web.StreamResponse:
         """Run with the proxy's tools, and the client's; or go on with the run that the client comes back to."""
         kit = self._kits.of(chat.functions)
         run = self._come_back(chat, route, policy, _caller(request))
         if run is None:
-            return await self._begin(request, chat, route, policy, kit)
-        return await self._go_on(request, chat, run)
+            return await self._begin(request, chat, route, policy, kit, wish)
+        return await self._go_on(request, chat, run, wish)
 
-    async def plain(self, request: web.Request, chat: ChatRequest, route: Route) -> web.StreamResponse:
+    async def plain(
+        self, request: web.Request, chat: ChatRequest, route: Route, wish: Wish = LIVE
+    ) -> web.StreamResponse:
         """Answer without tools, from an upstream whose API is not the client's: only the protocol is translated."""
-        return await self._begin(request, chat, route, _OFF, None)
+        return await self._begin(request, chat, route, _OFF, None, wish)
 
     def driver(
         self,
@@ -92,10 +102,12 @@ class Runs:
         api_key: str | None = None,
         with_tools: bool = True,
         caller: Caller = ANYONE,
+        tape: Tape | None = None,
     ) -> Driver:
         """Put a run together under the policy that `timeline` names; it starts when it is driven. Knows no HTTP."""
         kit = self._kits.of(chat.functions) if with_tools else None
-        return self._driver(chat, route, timeline, sink, kit, self._history(chat, route, kit, api_key), api_key, caller)
+        history = self._history(chat, route, kit, api_key)
+        return self._driver(chat, route, timeline, sink, kit, history, api_key, caller, tape)
 
     async def aclose(self, error: RunError) -> None:
         """End the parked runs with this error, and those that would be parked from now on."""
@@ -116,6 +128,7 @@ class Runs:
         history: History,
         api_key: str | None,
         caller: Caller,
+        tape: Tape | None,
     ) -> Driver:
         run = Run(
             None if kit is None else kit.toolbox,
@@ -129,18 +142,22 @@ class Runs:
             transcript=history.transcript,
             used=history.used,
         )
-        return Driver(
+        driver = Driver(
             run,
             self._model(chat, route, kit),
             self._prepare(chat, route, history.messages, kit, api_key),
             self._executor,
             timeline,
-            sink,
+            sink if tape is None else Tap(sink, tape),
             self._background,
             max_s=self._server.run_timeout_s,
             names=None if kit is None else kit.names,
             caller=caller,
+            wrote=None if tape is None else tape.wrote,
         )
+        if tape is not None:
+            tape.began = driver.began
+        return driver
 
     def _history(self, chat: ChatRequest, route: Route, kit: Kit | None, key: str | None) -> History:
         """The messages and the transcript to begin with."""
@@ -185,36 +202,45 @@ class Runs:
     # ------------------------------------------------------------------ answers
 
     async def _begin(
-        self, request: web.Request, chat: ChatRequest, route: Route, policy: str, kit: Kit | None
+        self, request: web.Request, chat: ChatRequest, route: Route, policy: str, kit: Kit | None, wish: Wish
     ) -> web.StreamResponse:
         id = f"run_{os.urandom(12).hex()}"  # not to be guessed: who knows it may interrupt the run
         sink, headers = self._sink(request, chat, id)
         timeline = new_timeline(id, chat.model, policy)
         caller = _caller(request)
         history = self._history(chat, route, kit, caller.key)
-        driver = self._driver(chat, route, timeline, sink, kit, history, caller.key, caller)
+        tape = None if self._recordings is None else self._recordings.tape(timeline, wish)
+        driver = self._driver(chat, route, timeline, sink, kit, history, caller.key, caller, tape)
         self._registry.begin(timeline, driver)
         run = ParkedRun(id, driver, route, policy, chat.functions, chat.messages, history.messages, history.start, kit)
-        return await self._serve(run, sink, headers, driver.drive())
+        return await self._serve(run, sink, headers, driver.drive(), tape)
 
-    async def _go_on(self, request: web.Request, chat: ChatRequest, run: ParkedRun) -> web.StreamResponse:
+    async def _go_on(self, request: web.Request, chat: ChatRequest, run: ParkedRun, wish: Wish) -> web.StreamResponse:
         """The run's client has come back: the answer goes on where it stopped."""
         run.answers += 1
         run.messages = chat.messages
         sink, headers = self._sink(request, chat, run.id, run.answers)
         self._registry.resume(run.id)
         caller = _caller(request)
+        tape = None
+        timeline = self._registry.timeline(run.id)
+        if self._recordings is not None and timeline is not None:
+            late = asyncio.get_running_loop().time() - run.driver.began
+            tape = self._recordings.tape(timeline, wish, answer=run.answers, late=late)
+            if tape is not None:
+                tape.began = run.driver.began + late
         given = {id: told(text, self._max_result_bytes) for id, text in chat.rounds[-1].results.items()}
         answering = run.driver.resume(
             given,
-            sink,
+            sink if tape is None else Tap(sink, tape),
             self._model(chat, run.route, run.kit),
             self._prepare(chat, run.route, run.prompt, run.kit, caller.key),
             stop=chat.stop,
             max_tokens=chat.max_tokens,
             caller=caller,
+            wrote=None if tape is None else tape.wrote,
         )
-        return await self._serve(run, sink, headers, answering)
+        return await self._serve(run, sink, headers, answering, tape)
 
     def _sink(
         self, request: web.Request, chat: ChatRequest, run: str, answer: int = 1
@@ -233,6 +259,7 @@ class Runs:
         sink: StreamSink | WholeSink,
         headers: Mapping[str, str],
         answering: Coroutine[Any, Any, Finish],
+        tape: Tape | None,
     ) -> web.StreamResponse:
         driver = run.driver
         parked, failed = False, True
@@ -246,12 +273,19 @@ class Runs:
                     self._parked.add(run)
                 elif run.kit is not None and finish.reason == "stop":
                     self._turns.keep(driver.caller.key, run.messages, driver.said, run.start, driver.transcript)
-                return await sink.finish(finish.reason, finish.usage, _facts(run.id, driver))
+                facts = _facts(run.id, driver)
+                if tape is not None:
+                    tape.finish(finish.reason, finish.usage, facts)
+                return await sink.finish(finish.reason, finish.usage, facts)
+            if tape is not None:
+                tape.fail(finish.error)
             if isinstance(sink, StreamSink) and sink.opened:
                 return await sink.fail(finish.error)
             raise api_error(finish.error, headers)
         finally:
             sink.close()
+            if tape is not None:
+                tape.fail(_LEFT)  # unless it has ended
             if not parked:
                 self._registry.end(run.id, failed=failed)
 
@@ -298,10 +332,10 @@ def _facts(id: str, driver: Driver) -> dict[str, Any]:
 
 
 def _caller(request: web.Request) -> Caller:
-    return Caller(_client_key(request), request.headers)
+    return Caller(client_key(request), request.headers)
 
 
-def _client_key(request: web.Request) -> str | None:
+def client_key(request: web.Request) -> str | None:
     """The client's own key, as either vendor's clients send it."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and key.strip():

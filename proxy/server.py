@@ -27,15 +27,15 @@ from asynclm.proxy.config import Config
 from asynclm.proxy.errors import SERVER_ERROR, APIError, invalid
 from asynclm.proxy.executor import Executor
 from asynclm.proxy.passthrough import Passthrough
+from asynclm.proxy.recording.recordings import REPLAY_HEADER, Recordings, mode_of, summary
 from asynclm.proxy.registry import Registry
-from asynclm.proxy.runs import Runs
+from asynclm.proxy.runs import Runs, client_key
 from asynclm.proxy.stores import open_store
 from asynclm.proxy.upstreams import Route, Upstreams
 
 _log = logging.getLogger(__name__)
 
 POLICY_HEADER: Final = "x-asynclm-policy"
-REPLAY_HEADER: Final = "x-asynclm-replay"
 _OFF: Final = "off"
 _SHUTDOWN: Final = RunError("The proxy is shutting down.", 503, SERVER_ERROR, "server_shutdown")
 _CLEANUP_S: Final = 5.0
@@ -71,7 +71,10 @@ class Server:
             max_result_bytes=limits.max_result_bytes,
             cache=self.cache,
         )
-        self._runs = Runs(config, toolbox, self.upstreams, self.executor, self.registry, self.background)
+        self.recordings = Recordings(config, self.store, self.background, self.upstreams.keys())
+        self._runs = Runs(
+            config, toolbox, self.upstreams, self.executor, self.registry, self.background, self.recordings
+        )
 
     def add_routes(self, app: web.Application) -> None:
         """Route every path of the public contract."""
@@ -118,11 +121,22 @@ class Server:
         body = await request.read()
         route = self._route(body)
         policy = _policy(request, route)
-        if policy == _OFF or not len(self._toolbox):
-            if route.target is None or route.translated:
-                return await self._runs.plain(request, parse(body, with_tools=False), route)
+        with_tools = policy != _OFF and len(self._toolbox) > 0
+        if not with_tools and route.target is not None and not route.translated:
+            if mode_of(request) not in (None, _OFF):
+                raise invalid(
+                    f"{REPLAY_HEADER}: this request passes through, and only runs are recorded.", REPLAY_HEADER
+                )
             return await self.passthrough.forward(request, "/chat/completions", route.rewritten(body), route.target)
-        return await self._runs.answer(request, parse(body), route, policy)
+        chat = parse(body, with_tools=with_tools)
+        specs = self._toolbox.specs() if with_tools else []
+        wish = self.recordings.wish(request, chat, specs, client_key(request))
+        replayed = await self.recordings.replay(request, chat, wish)
+        if replayed is not None:
+            return replayed
+        if with_tools:
+            return await self._runs.answer(request, chat, route, policy, wish)
+        return await self._runs.plain(request, chat, route, wish)
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         """`GET /v1/models`: the names in the config, and the upstream's where any name goes there."""
@@ -163,15 +177,20 @@ class Server:
     async def health(self, request: web.Request) -> web.StreamResponse:
         """`GET /healthz`: the process answers. A store that fails takes nothing down, so it is only mentioned."""
         store = {"status": "ok" if self.store.up else "failing", **msgspec.to_builtins(self.store.counts)}
-        return _json({"status": "ok", "runs": len(self.registry.live()), "store": store})
+        runs = len(self.registry.live())
+        return _json({"status": "ok", "runs": runs, "store": store, "recordings": self.recordings.counts})
 
     async def list_runs(self, request: web.Request) -> web.StreamResponse:
-        """`GET /v1/asynclm/runs`: the newest first."""
-        return _json({"object": "list", "data": self.registry.summaries()})
+        """`GET /v1/asynclm/runs`: those of this process, the newest first, then the recorded ones of earlier times."""
+        runs = self.registry.summaries()
+        known = {run.id for run in runs}
+        older = [summary(facts) for facts in await self.recordings.all() if facts.id.partition("-")[0] not in known]
+        return _json({"object": "list", "data": [*runs, *older]})
 
     async def show_run(self, request: web.Request) -> web.StreamResponse:
         """`GET /v1/asynclm/runs/{id}`: its timeline, so far if it is under way."""
-        timeline = self.registry.timeline(request.match_info["id"])
+        id = request.match_info["id"]
+        timeline = self.registry.timeline(id) or await self.recordings.timeline(id)
         if timeline is None:
             raise _no_run(request)
         return _json(timeline)
@@ -226,12 +245,14 @@ class Server:
         """End everything that is open with an error, now."""
         for driver in self.registry.live():
             driver.abandon(_SHUTDOWN)
+        self.recordings.abandon()
         self.passthrough.abandon()
 
     async def _idle(self, seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
                 await self.registry.idle()
+                await self.recordings.idle()
                 await self.passthrough.idle()
         except TimeoutError:
             return False
@@ -243,6 +264,7 @@ class Server:
         await self.background.aclose()
         await self.executor.aclose()
         await self.cache.aclose()
+        await self.recordings.aclose()
         await self.store.aclose()
         await self.passthrough.aclose()
         await self.upstreams.aclose()
@@ -269,9 +291,6 @@ def make_app(config: Config, toolbox: Toolbox, environ: Mapping[str, str] = os.e
 
 
 def _policy(request: web.Request, route: Route) -> str:
-    replay = request.headers.get(REPLAY_HEADER, _OFF)
-    if replay != _OFF:
-        raise invalid(f"{REPLAY_HEADER} must be off: recordings are not served yet.", REPLAY_HEADER)
     policy = request.headers.get(POLICY_HEADER)
     if policy is None:
         return route.policy
@@ -289,7 +308,9 @@ def _refused(refused: web.HTTPException, max_body_bytes: int) -> APIError:
 
 def _no_run(request: web.Request) -> APIError:
     return APIError(
-        404, f"There is no run {request.match_info['id'][:80]!r} (the last ones are kept).", code="run_not_found"
+        404,
+        f"There is no run {request.match_info['id'][:80]!r} (the last ones are kept, and the recorded ones).",
+        code="run_not_found",
     )
 
 

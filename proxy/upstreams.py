@@ -73,6 +73,10 @@ class Upstreams:
             self._models[name] = _new_model(self._config.upstreams[name], self._keys[name])
         return self._models[name]
 
+    def keys(self) -> list[str]:
+        """The upstreams' own keys: secrets."""
+        return [key for key in self._keys.values() if key]
+
     def configured(self, name: str) -> web.Response | None:
         """`GET /v1/models/{name}` for a name in the config; None for any other."""
         if name == _ANY or name not in self._config.models:

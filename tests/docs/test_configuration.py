@@ -13,7 +13,20 @@ from asynclm.adapters.tools.http_settings import HttpSettings
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.options import declared_options
 from asynclm.adapters.tools.python import PythonTool
-from asynclm.proxy.config import Cache, Config, Limits, Model, Runs, Server, Store, Tool, Upstream, load
+from asynclm.proxy.config import (
+    Cache,
+    Config,
+    Limits,
+    Model,
+    Recording,
+    Replay,
+    Runs,
+    Server,
+    Store,
+    Tool,
+    Upstream,
+    load,
+)
 
 PAGE = ROOT / "docs" / "configuration.md"
 SECTIONS = {
@@ -24,6 +37,8 @@ SECTIONS = {
     "`[runs]`": (Runs, "ASYNCLM_RUNS_"),
     "`[store]`": (Store, "ASYNCLM_STORE_"),
     "`[cache]`": (Cache, "ASYNCLM_CACHE_"),
+    "`[recording]`": (Recording, "ASYNCLM_RECORDING_"),
+    "`[replay]`": (Replay, "ASYNCLM_REPLAY_"),
     "Tools": (Tool, None),
     "HTTP services": (HttpSettings, None),
     "MCP servers": (McpSettings, None),
@@ -78,12 +93,14 @@ def test_the_environment_variables_work(tmp_path: Path) -> None:
         "ASYNCLM_SERVER_PORT": "9000",
         "ASYNCLM_UPSTREAMS_MAIN_HEADERS": '{"x-team": "a"}',
         "ASYNCLM_MODELS_GPT_4O_POLICY": "sync",
+        "ASYNCLM_RECORDING_REDACT": '["[0-9]{16}"]',
         "ASYNCLM_MODELS_ANY_MODEL": "small",
         "ASYNCLM_TOOLS": '[{"python": "tools.py:stock"}]',
     }
     (tmp_path / "asynclm.toml").write_text('[models."gpt-4o"]\n')
     config = load(None, environ, tmp_path)
     assert config.server.port == 9000
+    assert config.recording.redact == ("[0-9]{16}",)
     assert config.upstreams["main"].headers == {"x-team": "a"}
     assert {name: (model.model, model.policy) for name, model in config.models.items()} == {
         "gpt-4o": (None, "sync"),

@@ -143,7 +143,7 @@ async def test_bad_headers() -> None:
         status, error = await post(proxy.url, body, **{"x-asynclm-policy": "fastest"})
         assert (status, error["param"]) == (400, "x-asynclm-policy")
         assert "coalesce" in error["message"]
-        status, error = await post(proxy.url, body, **{"x-asynclm-replay": "replay"})
+        status, error = await post(proxy.url, body, **{"x-asynclm-replay": "always"})
         assert (status, error["param"]) == (400, "x-asynclm-replay")
 
 
