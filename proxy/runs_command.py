@@ -1,4 +1,4 @@
-"""`asynclm runs`: the runs of a proxy that is up, as a list, or one of them drawn."""
+"""`asynclm runs`: the runs of a proxy that is up, and the recorded ones, as a list, drawn, or run again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from asynclm.cml.timeline import Timeline, to_jsonl
 from asynclm.proxy.picture import Picture
+from asynclm.proxy.recording import command as recordings
 from asynclm.proxy.registry import Summary
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
@@ -27,31 +29,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `asynclm runs`."""
     parser.add_argument("--url", default="http://127.0.0.1:8787", help="where the proxy listens (default: %(default)s)")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="the last runs, the newest first")
-    show = actions.add_parser("show", help="draw one run's timeline")
+
+    def action(name: str, summary: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=summary, description=f"asynclm runs {name}: {summary}.")
+        action.add_argument(
+            "--config",
+            type=Path,
+            help="the config file that names the store with the recordings (default: asynclm.toml in this folder)",
+        )
+        return action
+
+    action("list", "the last runs, the newest first; of the store alone, if no proxy answers")
+    show = action("show", "draw one run's timeline")
     show.add_argument("id", help="the run's id (header x-asynclm-run-id of its answer)")
     show.add_argument("--jsonl", action="store_true", help="print the timeline as JSON Lines instead")
+    replay = action("replay", "run a recording again, on a virtual clock, and draw both timelines")
+    replay.add_argument("id", help="the run's id")
+    replay.add_argument("--policy", choices=recordings.policies(), help="instead of the recorded one")
+    replay.add_argument("--ttft-ms", type=_milliseconds, help="time to the first token (default: the recorded median)")
+    replay.add_argument("--tpot-ms", type=_milliseconds, help="time for each further piece (default: as recorded)")
+    replay.add_argument(
+        "--inject",
+        action=argparse.BooleanOptionalAction,
+        help="whether interrupts go into the live sequence (default: as recorded)",
+    )
+    export = action("export", "write recordings as JSON Lines, for another machine to import")
+    export.add_argument("ids", nargs="*", metavar="ID", help="the runs' ids (default: all)")
+    export.add_argument("--output", type=Path, metavar="FILE", help="where to (default: standard output)")
+    load = action("import", "put exported recordings into the store, where they serve their requests")
+    load.add_argument("files", nargs="+", type=Path, metavar="FILE")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what was asked for. Returns the exit status."""
+    try:
+        match args.action:
+            case "replay":
+                return recordings.replay(args)
+            case "export":
+                return recordings.export(args)
+            case "import":
+                return recordings.import_(args)
+            case "list":
+                _print_list(_runs(args))
+            case _:
+                _show(_timeline(args), jsonl=args.jsonl)
+        return 0
+    except recordings.CommandError as error:
+        print(f"asynclm: {error}", file=sys.stderr)
+        return error.status
+
+
+def _runs(args: argparse.Namespace) -> list[Summary]:
+    body = _ask(args, "/v1/asynclm/runs")
+    return recordings.summaries(args) if body is None else msgspec.json.decode(body, type=_List).data
+
+
+def _timeline(args: argparse.Namespace) -> Timeline:
+    body = _ask(args, f"/v1/asynclm/runs/{args.id}")
+    return recordings.timeline(args) if body is None else msgspec.json.decode(body, type=Timeline)
+
+
+def _ask(args: argparse.Namespace, path: str) -> bytes | None:
+    """What the proxy answers; None where none does and there is a store to look into instead. Raises `CommandError`."""
     base = args.url.rstrip("/").removesuffix("/v1")
-    path = "/v1/asynclm/runs" if args.action == "list" else f"/v1/asynclm/runs/{args.id}"
     try:
         status, body = asyncio.run(_get(base + path))
     except (aiohttp.ClientError, TimeoutError, ValueError):
-        print(f"asynclm: no proxy answers at {base}: is it up? (--url)", file=sys.stderr)
-        return 1
+        if recordings.has_store(args):
+            print(f"asynclm: no proxy answers at {base}: this is from the store", file=sys.stderr)
+            return None
+        raise recordings.CommandError(f"no proxy answers at {base}: is it up? (--url)") from None
     if status != 200:
-        print(f"asynclm: {_message(body) or f'{base} answered with status {status}'}", file=sys.stderr)
-        return 1
-    if args.action == "list":
-        _print_list(msgspec.json.decode(body, type=_List).data)
-    elif args.jsonl:
-        sys.stdout.buffer.write(to_jsonl(msgspec.json.decode(body, type=Timeline)))
-    else:
-        Console().print(Picture(msgspec.json.decode(body, type=Timeline)))
-    return 0
+        raise recordings.CommandError(_message(body) or f"{base} answered with status {status}")
+    return body
 
 
 async def _get(url: str) -> tuple[int, bytes]:
@@ -67,10 +118,24 @@ def _message(body: bytes) -> str | None:
     return str(error)
 
 
+def _show(timeline: Timeline, *, jsonl: bool) -> None:
+    if jsonl:
+        sys.stdout.buffer.write(to_jsonl(timeline))
+    else:
+        Console().print(Picture(timeline))
+
+
 def _print_list(runs: list[Summary]) -> None:
     # Plain columns, so that a narrow terminal or a pipe loses nothing.
-    print(f"{'run':28}  {'began':8}  {'seconds':>7}  {'status':8}  {'policy':9}  model")
+    print(f"{'run':28}  {'began':19}  {'seconds':>7}  {'status':10}  {'policy':9}  model")
     for each in runs:
-        began = time.strftime("%H:%M:%S", time.localtime(each.created))
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.created))
         seconds = "" if each.duration_s is None else f"{each.duration_s:.2f}"
-        print(f"{each.id:28}  {began:8}  {seconds:>7}  {each.status:8}  {each.policy:9}  {each.model}")
+        print(f"{each.id:28}  {began}  {seconds:>7}  {each.status:10}  {each.policy:9}  {each.model}")
+
+
+def _milliseconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError("must be a number of milliseconds")
+    return value
