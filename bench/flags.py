@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 
 from asynclm.bench.methods import AUTO, COALESCE, FORK, IN_SEQUENCE, METHODS, ORDERS, PARALLEL, SYNC
+from asynclm.proxy.arguments import milliseconds, positive
 from asynclm.proxy.config import Limits
 
 KINDS: Final = {
@@ -110,13 +110,6 @@ def _number(group: Any, flag: str, default: float, text: str, kind: Callable[[st
     group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{text} (default {default:g})")
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
 def _tokens(text: str) -> int:
     """A whole number of at least 0."""
     if not text.isdecimal():
@@ -129,17 +122,6 @@ def _count(text: str) -> int:
     number = positive(text)
     if number > _MOST_CASES:
         raise argparse.ArgumentTypeError(f"must be at most {_MOST_CASES}, not {text}")
-    return number
-
-
-def milliseconds(text: str) -> float:
-    """A finite number of at least 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
     return number
 
 

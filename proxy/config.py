@@ -35,6 +35,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import msgspec
 
+from asynclm.adapters.address import address_problem
 from asynclm.adapters.stores import BadURLError, check_url, shown
 from asynclm.adapters.tools.http_settings import HttpSettings
 from asynclm.adapters.tools.mcp.settings import McpSettings
@@ -448,22 +449,9 @@ def _check_variable(name: str | None, key: Key, reader: Reader) -> None:
 
 
 def _url_problem(url: str) -> str | None:
-    """What is wrong with a base URL. Never quotes it: a key may stand in it."""
-    wanted = "must be an http:// or https:// address, such as https://api.openai.com/v1"
-    try:
-        parts = urlsplit(url)
-        port = parts.port  # raises ValueError where it is no port
-    except ValueError:
-        return wanted
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        return wanted
-    if not url.isascii() or not url.isprintable() or " " in url:
-        return f"{wanted}; this one holds characters that an address can't have"
-    if parts.username is not None or parts.password is not None:
-        return "must not hold a user name or password: use api_key_env or headers"
-    if parts.fragment:
-        return "must not hold a fragment (#...)"
-    return None
+    """What is wrong with a base URL."""
+    problem = address_problem(url, example=_BASE_URLS["openai"], keys="api_key_env or headers")
+    return problem or ("must not hold a fragment (#...)" if urlsplit(url).fragment else None)
 
 
 def _check_tool(tool: Tool, index: int, reader: Reader) -> None:

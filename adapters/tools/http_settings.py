@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from asynclm.adapters.address import address_problem
 from asynclm.adapters.tools.outbound import Outbound
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -84,18 +85,7 @@ def _values(names: Any) -> list[str]:
 
 
 def _url_problem(url: str) -> str | None:
-    wanted = "must be an http:// or https:// address, such as https://api.example.com/v1"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return wanted
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        return wanted
-    if not url.isascii() or not url.isprintable() or set(" {}") & set(url):
-        return f"{wanted}; this one holds characters that an address can't have"
-    if parts.username is not None or parts.password is not None:
-        return "must not hold a user name or password: use basic_env"
-    if parts.query or parts.fragment:
+    problem = address_problem(url, example="https://api.example.com/v1", keys="basic_env", forbidden=" {}")
+    if problem is None and (urlsplit(url).query or urlsplit(url).fragment):
         return "must end with its path: use query for parameters"
-    return None
+    return problem

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from asynclm.cml.machine import POLICIES
+from asynclm.proxy.arguments import milliseconds, positive
 from asynclm.proxy.demo import report
 from asynclm.proxy.demo.bfcl import Case, MissingDatasetError, draw_cases, load_samples
 from asynclm.proxy.demo.loopback import LoopbackError
@@ -23,7 +23,7 @@ _POLICIES = ("sync", "parallel", "auto")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `asynclm demo`."""
-    parser.add_argument("--cases", type=_positive, default=12, help="how many tasks to run (default %(default)s)")
+    parser.add_argument("--cases", type=positive, default=12, help="how many tasks to run (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which tasks and tool times to draw (default %(default)s)")
     parser.add_argument(
         "--policies",
@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"policies to compare (default {','.join(_POLICIES)})",
     )
     parser.add_argument(
-        "--ttft-ms", type=_milliseconds, default=150.0, metavar="MS", help="time to first token (default 150)"
+        "--ttft-ms", type=milliseconds, default=150.0, metavar="MS", help="time to first token (default 150)"
     )
     parser.add_argument(
-        "--tpot-ms", type=_milliseconds, default=5.0, metavar="MS", help="time per output token (default 5)"
+        "--tpot-ms", type=milliseconds, default=5.0, metavar="MS", help="time per output token (default 5)"
     )
     parser.add_argument(
         "--concurrency",
-        type=_positive,
+        type=positive,
         default=4,
         metavar="N",
         help="how many runs go on at once (default %(default)s)",
@@ -108,22 +108,6 @@ def _run(cases: list[Case], args: argparse.Namespace, console: Console) -> list[
 def _fail(error: object, status: int) -> int:
     print(f"asynclm: {error}", file=sys.stderr)
     return status
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _milliseconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
-    return number
 
 
 def _names(text: str) -> tuple[str, ...]:

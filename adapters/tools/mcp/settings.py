@@ -10,6 +10,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
+from asynclm.adapters.address import address_problem
+
 _YEAR_S: Final = 31_536_000
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -121,16 +123,4 @@ _OF_HTTP: Final = ("headers", "headers_env", "bearer_env")
 
 
 def _url_problem(url: str) -> str | None:
-    wanted = "must be an http:// or https:// address, such as https://mcp.example.com/mcp"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return wanted
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        return wanted
-    if not url.isascii() or not url.isprintable() or " " in url:
-        return f"{wanted}; this one holds characters that an address can't have"
-    if parts.username is not None or parts.password is not None:
-        return "must not hold a user name or password: use bearer_env or headers_env"
-    return None
+    return address_problem(url, example="https://mcp.example.com/mcp", keys="bearer_env or headers_env")
