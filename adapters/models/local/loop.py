@@ -1,0 +1,517 @@
+"""The step loop: many generations on one engine, a token a step each (continuous batching).
+
+Theory of operation. One thread owns the engine. A step:
+
+1. take the readers' wishes: open, ask for a token, inject, pause, close;
+2. draw the next token of each generation whose reader has asked for one;
+3. send the tokens to the event loop, all in one call;
+4. compute, in one forward pass: the tokens just drawn, what was injected, and a share of the prompts that wait.
+
+A reader asks for the next token when it has dealt with the last one, which it does while the forward pass of that
+token runs. So the work on the host hides behind the device's, and yet an injection is exact: the pass of token k is
+needed whatever comes next; if an interrupt is to go in behind k, its tokens are fed in place of drawing k+1. Nothing
+that was computed is computed again.
+
+Prompts are computed in chunks, so that a long one doesn't hold up the tokens of the others. A prompt that begins like
+a sequence that is there takes its beginning over; one that begins like a prompt under way waits for it.
+
+Where memory runs out, sequences that ended go first, then those that wait at a trap, then the youngest: it is computed
+again when there is room. One that doesn't fit alone fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from .engine import Engine, Feed, OutOfMemoryError, Pick
+from .generation import Began, Broke, Full, Generation, News, Place, Remark, Wrote
+from .prefixes import shared
+from .traps import Choice, Keep, TrapHandler
+
+_log = logging.getLogger(__name__)
+
+_MIN_SHARED: Final = 16  # tokens; less isn't worth a sequence of its own
+_GRACE_S: Final = 0.001
+_CROWDED: Final = 0.85
+
+
+class Batching(msgspec.Struct, frozen=True, kw_only=True):
+    """How generations share the engine.
+
+    `max_running`: sequences at once; `max_waiting`: further ones that may queue. `chunk` and `busy_chunk`: tokens of
+    prompts in one pass, while nobody writes and while somebody does. `kept_tokens`: of sequences that have ended,
+    kept for those that begin like them.
+    """
+
+    max_running: int = 16
+    max_waiting: int = 64
+    chunk: int = 512
+    busy_chunk: int = 64
+    kept_tokens: int = 16_384
+
+
+class Load(NamedTuple):
+    """How busy the loop is: generations that run, and that wait for their turn; steps and tokens so far."""
+
+    running: int
+    waiting: int
+    steps: int
+    drawn: int
+    computed: int
+    shared: int
+
+
+class FullError(Exception):
+    """The queue is full."""
+
+
+class StoppedError(Exception):
+    """The engine has broken down or was closed."""
+
+
+class StepLoop:
+    """Runs generations on an engine, in a thread of its own.
+
+    The methods are for the event loop's thread and never block. `ends` are the tokens that end an answer. The engine
+    is closed with the loop.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ends: frozenset[int],
+        batching: Batching | None = None,
+        traps: TrapHandler | None = None,
+    ) -> None:
+        self._engine = engine
+        self._ends = ends
+        self._batching = batching or Batching()
+        self._traps: TrapHandler = traps or Keep()
+        self._wishes: deque[Callable[[], None]] = deque()
+        self._woken = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._broken: str | None = None
+        self._open = 0  # generations that the readers hold; counted in the event loop's thread
+        # From here on: the engine's thread only.
+        self._stopping = False
+        self._waiting: deque[Generation] = deque()
+        self._running: list[Generation] = []
+        self._kept: OrderedDict[int, list[int]] = OrderedDict()  # ended sequences, by number
+        self._kept_tokens = 0
+        self._news: list[tuple[Generation, News]] = []
+        self._steps = 0
+        self._drawn = 0
+        self._computed = 0
+        self._shared = 0
+
+    # ------------------------------------------------------------------ for the event loop's thread
+
+    def start(self) -> None:
+        """Start the thread; what happens is told to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self._thread.start()
+
+    def load(self) -> Load:
+        """How busy it is, about."""
+        return Load(len(self._running), len(self._waiting), self._steps, self._drawn, self._computed, self._shared)
+
+    def open(self, generation: Generation) -> None:
+        """Begin, when there is room. Raises `FullError`, and `StoppedError`."""
+        if self._broken is not None:
+            raise StoppedError(self._broken)
+        if self._open >= self._batching.max_running + self._batching.max_waiting:
+            raise FullError
+        self._open += 1
+        self._wish(lambda: self._waiting.append(generation))
+
+    def ask(self, generation: Generation) -> None:
+        """Draw the next token of a generation."""
+
+        def ask() -> None:
+            generation.asked = True
+
+        self._wish(ask)
+
+    def pause(self, generation: Generation, expected: float | None = None) -> None:
+        """Write nothing more until something is injected, which is expected in so many seconds."""
+
+        def pause() -> None:
+            generation.paused, generation.settled = True, False
+            generation.expected, generation.since = expected, time.monotonic()
+
+        self._wish(pause)
+
+    def inject(self, generation: Generation, tokens: Sequence[int]) -> None:
+        """Append tokens in place of the next one; the model goes on behind them."""
+
+        def inject() -> None:
+            generation.paused, generation.ready = False, False
+            generation.todo.extend(tokens)
+            if generation.monitor is not None:
+                generation.monitor.told(tokens)
+
+        self._wish(inject)
+
+    def close(self, generation: Generation) -> None:
+        """End a generation; its cache is freed before the next step. Once for each that was opened."""
+        self._open -= 1
+
+        def close() -> None:
+            self._end(generation, keep=False)
+
+        self._wish(close)
+
+    async def aclose(self) -> None:
+        """Stop the thread; generations that are open break off."""
+        self._broken = self._broken or "the engine was closed"
+
+        def stop() -> None:
+            self._stopping = True
+
+        self._wish(stop)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _wish(self, wish: Callable[[], None]) -> None:
+        self._wishes.append(wish)
+        self._woken.set()
+
+    # ------------------------------------------------------------------ the engine's thread
+
+    def _main(self) -> None:
+        try:
+            while not self._stopping:
+                self._drain()
+                if not self._step() and not self._stopping:
+                    self._woken.wait()
+        except BaseException as error:
+            _log.exception("the engine broke down")
+            self._broken = f"the engine broke down ({type(error).__name__}); its log says more"
+        finally:
+            for generation in [*self._running, *self._waiting]:
+                self._news.append((generation, Broke(self._broken or "the engine was closed", 503)))
+            self._tell()
+            self._running.clear()
+            self._waiting.clear()
+            self._engine.close()
+
+    def _drain(self) -> None:
+        self._woken.clear()
+        while self._wishes:
+            self._wishes.popleft()()
+
+    def _step(self) -> bool:
+        """One step. False if there was nothing to do."""
+        drew = self._draw()
+        self._tell()
+        self._admit()
+        self._rest()
+        feeds = self._feeds()
+        computed = self._compute(feeds)
+        if computed:
+            self._steps += 1
+            self._drain()
+            self._linger()
+        self._tell()
+        return bool(drew or computed)
+
+    # ------------------------------------------------------------------ drawing
+
+    def _draw(self) -> int:
+        writing = []
+        for generation in self._running[:]:
+            if generation.ready and generation.asked and not generation.paused:
+                if len(generation.tokens) < self._engine.context:
+                    writing.append(generation)
+                else:
+                    self._news.append((generation, Full()))
+                    self._end(generation, keep=True)
+        if not writing:
+            return 0
+        picks = [Pick(_number(g), None if g.monitor is None else g.monitor.mask()) for g in writing]
+        for generation, sampled in zip(writing, self._engine.sample(picks), strict=True):
+            generation.asked = generation.ready = False
+            token = sampled.token
+            if token < 0:
+                self._fail(generation, Broke("the model computed no number for the next token"))
+                continue
+            self._drawn += 1
+            generation.wrote = True
+            over = token in self._ends
+            self._news.append((generation, Wrote(sampled, end=over)))
+            if generation.monitor is not None:
+                generation.monitor.take(token)
+            if generation.left is not None:
+                generation.left -= 1
+                over |= generation.left <= 0
+            if over:
+                self._end(generation, keep=True)
+            else:
+                generation.todo.append(token)
+        return len(writing)
+
+    def _tell(self) -> None:
+        if not self._news:
+            return
+        news, self._news = self._news, []
+
+        def deliver() -> None:
+            for generation, item in news:
+                generation.hear(item)
+
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(deliver)
+        except RuntimeError:  # the event loop is gone, and the readers with it
+            self._stopping = True
+
+    def _linger(self) -> None:
+        """Give those a moment whose reader is just about to ask: a batch of many costs no more than one of few."""
+        asked = False
+        late = False
+        for generation in self._running:
+            if generation.ready and not generation.paused:
+                asked |= generation.asked
+                late |= not generation.asked
+        if asked and late:
+            self._woken.wait(_GRACE_S)
+            self._drain()
+
+    # ------------------------------------------------------------------ beginning and ending
+
+    def _admit(self) -> None:
+        """Begin what waits, in order, as far as there is room."""
+        for generation in list(self._waiting):
+            active = sum(not other.paused for other in self._running)
+            if active >= self._batching.max_running or not self._fits(generation):
+                return
+            donor, length, coming = self._donor(generation)
+            if coming:
+                continue  # what it has in common with another is being computed
+            self._waiting.remove(generation)
+            self._begin(generation, donor, length)
+
+    def _fits(self, generation: Generation) -> bool:
+        memory = self._engine.memory()
+        free = memory.limit_tokens - memory.used_tokens + self._kept_tokens
+        return free >= generation.length or not any(other.place is Place.DEVICE for other in self._running)
+
+    def _begin(self, generation: Generation, donor: int | None, length: int) -> None:
+        self._running.append(generation)
+        if donor is not None:
+            try:
+                generation.number = self._engine.fork(donor, length, generation.sampling)
+            except OutOfMemoryError:
+                length = 0
+            else:
+                generation.place = Place.DEVICE
+                generation.tokens.extend(generation.todo[:length])
+                del generation.todo[:length]
+                self._shared += length
+                if donor in self._kept:
+                    self._kept.move_to_end(donor)
+        if generation.number is None:
+            generation.number = self._engine.open(generation.sampling)
+        self._news.append((generation, Began(length)))
+
+    def _donor(self, generation: Generation) -> tuple[int | None, int, bool]:
+        """The sequence that has most in common with a prompt, how much, and whether more of it is under way."""
+        prompt = generation.todo
+        most = len(prompt) - 1  # the last one must be computed, for what comes behind it
+        best, donor, coming = _MIN_SHARED - 1, None, 0
+        for number, tokens in self._kept.items():
+            length = min(shared(tokens, prompt), most)
+            if length > best:
+                best, donor = length, number
+        for other in self._running:
+            length = min(shared(other.tokens, prompt), most)
+            if other.place is Place.DEVICE and length > best:
+                best, donor = length, other.number
+            if length == len(other.tokens) and other.todo and not other.paused:
+                coming = max(coming, length + min(shared(other.todo, prompt[length:]), most - length))
+        return donor, (best if donor is not None else 0), coming >= best + _MIN_SHARED
+
+    def _end(self, generation: Generation, *, keep: bool) -> None:
+        if generation.closed:
+            return
+        generation.closed = True
+        if generation in self._waiting:
+            self._waiting.remove(generation)
+            return
+        self._running.remove(generation)
+        if generation.number is None:
+            return
+        if keep and generation.place is Place.DEVICE and len(generation.tokens) <= self._batching.kept_tokens:
+            self._keep(generation.number, generation.tokens)
+        else:
+            self._engine.free(generation.number)
+
+    def _keep(self, number: int, tokens: list[int]) -> None:
+        for other, older in list(self._kept.items()):
+            if tokens[: len(older)] == older:
+                self._forget(other)
+        self._kept[number] = tokens
+        self._kept_tokens += len(tokens)
+        while self._kept_tokens > self._batching.kept_tokens:
+            self._forget(next(iter(self._kept)))
+
+    def _forget(self, number: int) -> None:
+        self._kept_tokens -= len(self._kept.pop(number))
+        self._engine.free(number)
+
+    def _fail(self, generation: Generation, why: Broke) -> None:
+        self._news.append((generation, why))
+        self._end(generation, keep=False)
+
+    # ------------------------------------------------------------------ computing
+
+    def _feeds(self) -> list[tuple[Generation, Feed]]:
+        feeds: list[tuple[Generation, Feed]] = []
+        long: list[Generation] = []
+        busy = False
+        for generation in self._running:
+            if not generation.todo:
+                busy |= generation.ready and not generation.paused
+            elif generation.wrote and len(generation.todo) <= self._batching.busy_chunk:
+                busy = True
+                if self._back(generation):
+                    feeds.append(self._feed(generation, len(generation.todo)))
+            else:
+                long.append(generation)
+        budget = self._batching.busy_chunk if busy else self._batching.chunk
+        for generation in long:
+            if budget <= 0:
+                break
+            if self._back(generation):
+                share = min(budget, len(generation.todo))
+                budget -= share
+                feeds.append(self._feed(generation, share))
+        return feeds
+
+    def _feed(self, generation: Generation, share: int) -> tuple[Generation, Feed]:
+        tokens = generation.todo[:share]
+        return generation, Feed(_number(generation), tokens, share == len(generation.todo))
+
+    def _compute(self, feeds: list[tuple[Generation, Feed]]) -> bool:
+        while feeds:
+            try:
+                self._engine.forward([feed for _, feed in feeds])
+                break
+            except OutOfMemoryError as error:
+                feeds = self._make_room(feeds, str(error))
+            except Exception as error:
+                _log.exception("a step of the engine failed")
+                for generation, _ in feeds:
+                    self._fail(generation, Broke(f"the engine failed: {type(error).__name__}"))
+                return True
+        for generation, feed in feeds:
+            self._computed += len(feed.tokens)
+            generation.place = Place.DEVICE
+            generation.tokens.extend(feed.tokens)
+            del generation.todo[: len(feed.tokens)]
+            generation.ready = feed.logits
+        return bool(feeds)
+
+    # ------------------------------------------------------------------ memory
+
+    def _rest(self) -> None:
+        """Decide what becomes of the caches of those that have begun to wait."""
+        for generation in self._running:
+            if generation.paused and not generation.settled and not generation.todo:
+                generation.settled = True
+                self._put_away(generation, must=False)
+
+    def _put_away(self, generation: Generation, *, must: bool) -> None:
+        if generation.place is not Place.DEVICE:
+            return
+        memory = self._engine.memory()
+        crowded = bool(self._waiting) or memory.used_tokens - self._kept_tokens > _CROWDED * memory.limit_tokens
+        left = generation.expected
+        if left is not None:
+            left = max(left - (time.monotonic() - generation.since), 0.0)
+        decision = self._traps.decide(len(generation.tokens), left, crowded=crowded, must=must)
+        began = time.perf_counter()
+        number = _number(generation)
+        match decision.choice:
+            case Choice.SWAP:
+                self._engine.swap_out(number)
+                generation.place = Place.HOST
+            case Choice.RECOMPUTE:
+                self._drop(generation)
+        self._remark(generation, decision.choice, began, why=decision.why, costs_ms=decision.costs_ms)
+
+    def _drop(self, generation: Generation) -> None:
+        self._engine.drop(_number(generation))
+        generation.place = Place.NOWHERE
+        generation.todo[:0] = generation.tokens
+        generation.tokens.clear()
+        generation.ready = False
+
+    def _back(self, generation: Generation) -> bool:
+        """See that a sequence can be fed: bring it back from the host, or wait until it may be computed again."""
+        if generation.place is Place.NOWHERE:
+            return not generation.paused and self._fits(generation)
+        if generation.place is Place.HOST:
+            began = time.perf_counter()
+            while True:
+                try:
+                    self._engine.swap_in(_number(generation))
+                    break
+                except OutOfMemoryError:
+                    if not self._evict(generation):
+                        return False
+            generation.place = Place.DEVICE
+            self._remark(generation, "swapped_in", began)
+        return True
+
+    def _make_room(self, feeds: list[tuple[Generation, Feed]], why: str) -> list[tuple[Generation, Feed]]:
+        """The pass doesn't fit: put something away. Returns what to try now."""
+        if self._evict():
+            return feeds
+        youngest, _ = feeds[-1]
+        rest = feeds[:-1]
+        others = any(other is not youngest and other.place is Place.DEVICE for other in self._running)
+        if not others:
+            self._fail(
+                youngest, Broke(f"the sequence doesn't fit into the model's memory: {why}", 507, "out_of_memory")
+            )
+        elif youngest.place is Place.DEVICE:
+            began = time.perf_counter()
+            self._drop(youngest)
+            self._remark(youngest, "preempted", began)
+        return rest
+
+    def _evict(self, but: Generation | None = None) -> bool:
+        """Free the memory that is worth least: of sequences that ended, then of those that wait."""
+        if self._kept:
+            self._forget(next(iter(self._kept)))
+            return True
+        resting = [g for g in self._running if g.paused and g.place is Place.DEVICE and not g.todo and g is not but]
+        if not resting:
+            return False
+        self._put_away(max(resting, key=_expected_end), must=True)
+        return True
+
+    def _remark(self, generation: Generation, kind: str, began: float, **data: object) -> None:
+        took = round((time.perf_counter() - began) * 1000, 3)
+        self._news.append((generation, Remark(kind, {"tokens": generation.length, "ms": took, **data})))
+
+
+def _number(generation: Generation) -> int:
+    assert generation.number is not None, "a generation that runs has its sequence"
+    return generation.number
+
+
+def _expected_end(generation: Generation) -> float:
+    """When a generation that waits is expected to go on; for ever, where nobody knows."""
+    return float("inf") if generation.expected is None else generation.since + generation.expected
