@@ -1,0 +1,88 @@
+"""Does our attention compute what the model's own does? Found out by trying, before anything is served.
+
+What a layer keeps of a token, too, is read from a trial pass and not from the configuration, where every model family
+has its own names for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from asynclm.adapters.models.local.engine import Feed, Sampling
+from asynclm.adapters.models.transformers.arena import Arena, LayerShape
+from asynclm.adapters.models.transformers.attention import NAME, Probe, UnsupportedError
+from asynclm.adapters.models.transformers.engine import TransformersEngine
+
+_TOKENS: Final = 24
+_PIECES: Final = (10, 1, 13)  # a prompt, a token, and a chunk behind a past
+_PAGE: Final = 256
+# How far logits may be off: in float32 the order of sums, in shorter types their few digits.
+_TOLERANCE: Final = {torch.float32: 2e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+_LAYER_TYPES: Final = frozenset({"full_attention", "sliding_attention"})
+
+
+def replace_attention(
+    model: Any, *, vocabulary: int, dtype: torch.dtype, device: torch.device
+) -> dict[int, LayerShape]:
+    """Put our attention into the model; returns what each layer keeps of a token.
+
+    Raises `UnsupportedError` if the model needs more than our attention can do, or comes out different with it.
+    """
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedError("transformers can't replace its attention")
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or []
+    if strange := sorted(set(kinds) - _LAYER_TYPES):
+        raise UnsupportedError(f"it has layers of type {', '.join(strange)}")
+    tokens = [(i * 7919 + 11) % vocabulary for i in range(_TOKENS)]
+    input_ids, position_ids = torch.tensor([tokens], device=device), torch.arange(_TOKENS, device=device)[None]
+    with torch.inference_mode():
+        expected = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[0, -1].float()
+        model.set_attn_implementation(NAME)
+        probe = Probe()
+        model(input_ids=input_ids, position_ids=position_ids, use_cache=False, asynclm=probe)
+    if not probe.layers:
+        raise UnsupportedError("it has no attention that transformers can replace")
+    for layer, kind in enumerate(kinds):
+        if layer in probe.layers and (kind == "sliding_attention") != (layer in probe.windows):
+            raise UnsupportedError(f"layer {layer} is of type {kind}, but doesn't say so to its attention")
+    arena = Arena(probe.layers, tokens=2 * _PAGE, page=_PAGE, dtype=dtype, device=device)
+    engine = TransformersEngine(model, arena, context=_TOKENS, vocabulary=vocabulary, description="")
+    if not _alike(_last_logits(engine, tokens), expected, dtype):
+        raise UnsupportedError("its output is another one with the attention of this engine")
+    return probe.layers
+
+
+def varlen_works(model: Any, layers: dict[int, LayerShape], *, vocabulary: int, dtype: torch.dtype) -> bool:
+    """Whether FlashAttention on pages (CUDA) is there for this model, and agrees with attention by sequence."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    tokens = [(i * 7919 + 11) % vocabulary for i in range(_TOKENS)]
+    logits = []
+    try:
+        for varlen in (False, True):
+            arena = Arena(layers, tokens=2 * _PAGE, page=_PAGE, dtype=dtype, device=device)
+            engine = TransformersEngine(
+                model, arena, context=_TOKENS, vocabulary=vocabulary, description="", varlen=varlen
+            )
+            logits.append(_last_logits(engine, tokens))
+    except (ImportError, RuntimeError, TypeError, ValueError):  # not built in, not for this GPU, dtype or width
+        return False
+    return _alike(logits[1], logits[0], dtype)
+
+
+def _last_logits(engine: TransformersEngine, tokens: list[int]) -> Tensor:
+    """Behind the last of `tokens`, fed in pieces, beside another sequence."""
+    sequence, other = engine.open(Sampling()), engine.open(Sampling())
+    done = 0
+    for piece in _PIECES:
+        engine.forward([Feed(other, tokens[: piece % 4 + 1]), Feed(sequence, tokens[done : done + piece])])
+        done += piece
+    return engine.logits(sequence)
+
+
+def _alike(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    spread = expected.std().clamp(min=1e-3)
+    return bool(((logits - expected).abs().max() / spread) < _TOLERANCE.get(dtype, 0.15))
