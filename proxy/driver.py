@@ -26,6 +26,7 @@ from asynclm.adapters.models.protocol import (
     InjectableStream,
     Model,
     ModelError,
+    Noted,
     ReasoningDelta,
     Request,
     Stream,
@@ -267,8 +268,8 @@ class Driver:
                     self._streams[stream] = self._spawn(self._read(action), f"stream {stream}")
                 case act.CloseStream(stream=stream, trapped=trapped):
                     self._close(stream, trapped)
-                case act.PauseStream(stream=stream):
-                    self._injectable(stream).pause()
+                case act.PauseStream(stream=stream, expected=expected):
+                    self._injectable(stream).pause(expected)
                 case act.Inject(stream=stream, text=text):
                     self._injectable(stream).inject(text)
                 case act.Execute(call=call, detached=detached):
@@ -366,6 +367,9 @@ class Driver:
                             patience.reschedule(self._loop.time() + _USAGE_GRACE_S)
                         elif type(event) is Usage:
                             self._tell(ev.UsageReported(number, event))
+                        elif type(event) is Noted:
+                            self._note_text()
+                            self._timeline.add(self._elapsed(), event.kind, stream=number, **event.data)
                     if ended is not None and self._run.live:
                         self._tell(ev.StreamEnded(number, ended))  # before anything is injected into what has stopped
                     if self._shown:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from asynclm.cml.tools import ToolSpec
 from asynclm.cml.transcript import Segment
 from asynclm.cml.usage import Usage
 
@@ -36,7 +37,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     adapter renders it by its abilities. `parameters` are the client's further body keys under OpenAI's names
     (temperature, seed, ...), never `stream`, `stop`, `max_tokens` or `max_completion_tokens`. `max_tokens` bounds
     this one stream (tokens); `max_tokens_key` is the name the client used for it. `api_key` is the client's own key,
-    used where the upstream has none configured.
+    used where the upstream has none configured. `tools` are those that the model was told of in CML (never native
+    ones): a model that is run here writes no call that they don't take.
     """
 
     model: str
@@ -47,6 +49,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens_key: str = "max_tokens"
     stop: tuple[str, ...] = ()
     api_key: str | None = None
+    tools: Sequence[ToolSpec] = ()
 
 
 class TextDelta(msgspec.Struct, frozen=True, gc=False):
@@ -70,7 +73,14 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-StreamEvent = TextDelta | ReasoningDelta | Ended | Usage
+class Noted(msgspec.Struct, frozen=True, gc=False):
+    """Something that the run's timeline should tell of: an entry of this kind, with this data."""
+
+    kind: str
+    data: dict[str, Any]
+
+
+StreamEvent = TextDelta | ReasoningDelta | Ended | Noted | Usage
 
 
 class Stream(Protocol):
@@ -92,8 +102,8 @@ class InjectableStream(Stream, Protocol):
     It yields one token a batch and writes the next only when asked for it, so that a pause takes effect at once.
     """
 
-    def pause(self) -> None:
-        """Write nothing more until something is injected."""
+    def pause(self, expected: float | None = None) -> None:
+        """Write nothing more until something is injected, which is expected in so many seconds (None: who knows)."""
         ...
 
     def inject(self, text: str) -> None:

@@ -30,9 +30,13 @@ class CloseStream(msgspec.Struct, frozen=True, gc=False):
 
 
 class PauseStream(msgspec.Struct, frozen=True, gc=False):
-    """Let an injectable stream write nothing more until something is injected."""
+    """Let an injectable stream write nothing more until something is injected.
+
+    `expected`: in how many seconds the next result is expected; None where nobody knows.
+    """
 
     stream: int
+    expected: float | None = None
 
 
 class Inject(msgspec.Struct, frozen=True, gc=False):

@@ -380,7 +380,7 @@ class Run(Parking):
     def _halt(self, stream: Stream, end: int | None, *, trapped: bool = False) -> None:
         """Let the model write no further than `end`: pause it where it can be, cut it otherwise."""
         if self._injectable(stream):
-            self._do(PauseStream(stream.number))
+            self._do(PauseStream(stream.number, self._forecast().next))
         else:
             self._cut(stream, end, trapped=trapped)
 

@@ -104,7 +104,7 @@ class RecordedStream:
         self._beats.extend(beats or ())
         return beats is not None
 
-    def pause(self) -> None:
+    def pause(self, expected: float | None = None) -> None:
         """Write nothing more until something is injected."""
         self._paused = True
 

@@ -73,6 +73,12 @@ class ToyEngine:
             assert pick.sequence in self.ready
         return [Sampled(self.next(self.sequences[pick.sequence]), math.nan) for pick in picks]
 
+    def truncate(self, sequence: int, length: int) -> None:
+        assert length <= len(self.sequences[sequence])
+        del self.sequences[sequence][length:]
+        self.ready.discard(sequence)
+        self.events.append(("truncate", length))
+
     def swap_out(self, sequence: int) -> None:
         self.host[sequence] = self.sequences.pop(sequence)
         self.events.append(("out", sequence))

@@ -50,11 +50,15 @@ class Pick(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """A token that was drawn, with its log-probability and those of the likeliest (NaN and none if not asked for)."""
+    """A token that was drawn, with its log-probability and those of the likeliest (NaN and none if not asked for).
+
+    `error` says why there is none (`token` is -1): the model's output wasn't made of numbers, or the mask left nothing.
+    """
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    error: str | None = None
 
 
 class Memory(NamedTuple):
@@ -116,6 +120,10 @@ class Engine(Protocol):
         Waits for the device. A drawn token isn't part of its sequence before it is fed. The token is -1 where the model
         computed no number (a distribution that holds NaN).
         """
+        ...
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget all but the first `length` tokens, and the distribution; the sequence goes on by being fed."""
         ...
 
     def swap_out(self, sequence: int) -> None:

@@ -10,10 +10,15 @@ from .engine import Sampled, Sampling
 
 
 class Wrote(NamedTuple):
-    """The model has written a token. `end`: it ends the answer, and stands for no text."""
+    """The model has written a token. `end`: it ends the answer, and stands for no text.
+
+    `era` counts the reader's injections and pauses: a token that was drawn before it knew of the last one was taken
+    back, and is not to be heard.
+    """
 
     sampled: Sampled
-    end: bool = False
+    end: bool
+    era: int
 
 
 class Full(NamedTuple):
@@ -78,11 +83,15 @@ class Generation:
     __slots__ = (
         "asked",
         "closed",
+        "drawn",
+        "era",
         "expected",
         "hear",
+        "last",
         "left",
         "monitor",
         "number",
+        "over",
         "paused",
         "place",
         "ready",
@@ -111,6 +120,10 @@ class Generation:
         self.left = max_tokens  # tokens that it may still write
         self.number: int | None = None  # the engine's
         self.place = Place.NOWHERE
+        self.drawn = 0  # tokens that were sent to the reader
+        self.last: int | None = None  # the last of them, which the reader may not know yet
+        self.over = False  # it ended the answer
+        self.era = 0
         self.asked = False  # the reader waits for a token
         self.paused = False
         self.closed = False

@@ -135,27 +135,38 @@ class StepLoop:
         self._wish(lambda: self._waiting.append(generation))
 
     def ask(self, generation: Generation) -> None:
-        """Draw the next token of a generation."""
+        """Draw the next token of a generation: the reader has dealt with the last one."""
 
         def ask() -> None:
+            self._settle(generation, generation.drawn)
             generation.asked = True
 
         self._wish(ask)
 
-    def pause(self, generation: Generation, expected: float | None = None) -> None:
-        """Write nothing more until something is injected, which is expected in so many seconds."""
+    def pause(self, generation: Generation, heard: int, era: int, expected: float | None = None) -> None:
+        """Write nothing more, until something is injected, which is expected in so many seconds.
+
+        `heard` is how many tokens the reader knows of: one more that was drawn meanwhile is taken back. `era` goes with
+        each token that is drawn from now on.
+        """
 
         def pause() -> None:
+            self._settle(generation, heard)
+            generation.era = era
             generation.paused, generation.settled = True, False
             generation.expected, generation.since = expected, time.monotonic()
 
         self._wish(pause)
 
-    def inject(self, generation: Generation, tokens: Sequence[int]) -> None:
-        """Append tokens in place of the next one; the model goes on behind them."""
+    def inject(self, generation: Generation, tokens: Sequence[int], heard: int, era: int) -> None:
+        """Append tokens behind the last one that the reader knows of (see `pause`); the model goes on behind them."""
 
         def inject() -> None:
-            generation.paused, generation.ready = False, False
+            if generation.closed:
+                return
+            self._settle(generation, heard)
+            generation.era = era
+            generation.paused = generation.ready = False
             generation.todo.extend(tokens)
             if generation.monitor is not None:
                 generation.monitor.told(tokens)
@@ -165,11 +176,7 @@ class StepLoop:
     def close(self, generation: Generation) -> None:
         """End a generation; its cache is freed before the next step. Once for each that was opened."""
         self._open -= 1
-
-        def close() -> None:
-            self._end(generation, keep=False)
-
-        self._wish(close)
+        self._wish(lambda: self._end(generation, keep=generation.over))
 
     async def aclose(self) -> None:
         """Stop the thread; generations that are open break off."""
@@ -235,7 +242,7 @@ class StepLoop:
                     writing.append(generation)
                 else:
                     self._news.append((generation, Full()))
-                    self._end(generation, keep=True)
+                    generation.asked, generation.over = False, True
         if not writing:
             return 0
         picks = [Pick(_number(g), None if g.monitor is None else g.monitor.mask()) for g in writing]
@@ -246,19 +253,39 @@ class StepLoop:
                 self._fail(generation, Broke("the model computed no number for the next token"))
                 continue
             self._drawn += 1
+            generation.drawn += 1
+            generation.last = token
             generation.wrote = True
-            over = token in self._ends
-            self._news.append((generation, Wrote(sampled, end=over)))
-            if generation.monitor is not None:
-                generation.monitor.take(token)
             if generation.left is not None:
                 generation.left -= 1
-                over |= generation.left <= 0
-            if over:
-                self._end(generation, keep=True)
-            else:
+            end = token in self._ends
+            generation.over = end or generation.left == 0
+            if not generation.over:
                 generation.todo.append(token)
+            self._news.append((generation, Wrote(sampled, end, generation.era)))
         return len(writing)
+
+    def _settle(self, generation: Generation, heard: int) -> None:
+        """The reader knows of so many tokens: the last one counts, or is taken back if it isn't among them."""
+        last, generation.last = generation.last, None
+        if last is None or generation.closed:
+            return
+        if generation.drawn <= heard:
+            if generation.monitor is not None:
+                generation.monitor.take(last)
+            return
+        generation.drawn -= 1
+        if generation.left is not None:
+            generation.left += 1
+        generation.asked, generation.ready = True, False  # the reader still waits for one
+        if generation.over:
+            generation.over = False
+        elif generation.todo:
+            generation.todo.pop()
+        else:
+            generation.tokens.pop()
+            if generation.place is Place.DEVICE:
+                self._engine.truncate(_number(generation), len(generation.tokens))
 
     def _tell(self) -> None:
         if not self._news:
@@ -293,13 +320,20 @@ class StepLoop:
         """Begin what waits, in order, as far as there is room."""
         for generation in list(self._waiting):
             active = sum(not other.paused for other in self._running)
-            if active >= self._batching.max_running or not self._fits(generation):
+            if active >= self._batching.max_running or not self._fitted(generation):
                 return
             donor, length, coming = self._donor(generation)
             if coming:
                 continue  # what it has in common with another is being computed
             self._waiting.remove(generation)
             self._begin(generation, donor, length)
+
+    def _fitted(self, generation: Generation) -> bool:
+        """Whether there is room for a sequence to be computed; those that wait make room for it."""
+        while not self._fits(generation):
+            if not self._evict_resting(generation):
+                return False
+        return True
 
     def _fits(self, generation: Generation) -> bool:
         memory = self._engine.memory()
@@ -460,7 +494,7 @@ class StepLoop:
     def _back(self, generation: Generation) -> bool:
         """See that a sequence can be fed: bring it back from the host, or wait until it may be computed again."""
         if generation.place is Place.NOWHERE:
-            return not generation.paused and self._fits(generation)
+            return not generation.paused and self._fitted(generation)
         if generation.place is Place.HOST:
             began = time.perf_counter()
             while True:
@@ -496,6 +530,9 @@ class StepLoop:
         if self._kept:
             self._forget(next(iter(self._kept)))
             return True
+        return self._evict_resting(but)
+
+    def _evict_resting(self, but: Generation | None) -> bool:
         resting = [g for g in self._running if g.paused and g.place is Place.DEVICE and not g.todo and g is not but]
         if not resting:
             return False

@@ -11,7 +11,7 @@ class Vocabulary(Protocol):
 
     @property
     def pieces(self) -> Sequence[bytes]:
-        """The bytes that each token stands for, by id; b"" for those that stand for no text (chat roles and the like)."""
+        """The bytes that each token stands for, by id; b"" for those that stand for no text (chat roles)."""
         ...
 
     @property

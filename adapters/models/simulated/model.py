@@ -102,7 +102,7 @@ class SimulatedStream:
     def _over(self) -> bool:
         return self._closed  # a call, because type checkers don't see that it may have changed during an await
 
-    def pause(self) -> None:
+    def pause(self, expected: float | None = None) -> None:
         """Write nothing more until something is injected."""
         self._paused = True
 
