@@ -56,9 +56,10 @@ def replace_attention(
     return probe.layers
 
 
-def varlen_works(model: Any, layers: dict[int, LayerShape], *, vocabulary: int, dtype: torch.dtype) -> bool:
+def varlen_works(
+    model: Any, layers: dict[int, LayerShape], *, vocabulary: int, dtype: torch.dtype, device: torch.device
+) -> bool:
     """Whether FlashAttention on pages (CUDA) is there for this model, and agrees with attention by sequence."""
-    device = torch.device("cuda", torch.cuda.current_device())
     tokens = [(i * 7919 + 11) % vocabulary for i in range(_TOKENS)]
     logits = []
     try:
