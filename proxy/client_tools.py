@@ -52,6 +52,7 @@ class Kit(msgspec.Struct, frozen=True):
 
     key: tuple[int, bytes]
     toolbox: Toolbox
+    specs: Sequence[ToolSpec]
     instructions: str
     names: Mapping[str, str]
 
@@ -79,7 +80,8 @@ class Kits:
 
     def _new(self, key: tuple[int, bytes], functions: Sequence[Function]) -> Kit:
         if not functions:
-            return Kit(key, self._toolbox, instructions(self._toolbox.specs()), {})
+            specs = self._toolbox.specs()
+            return Kit(key, self._toolbox, specs, instructions(specs), {})
         names: dict[str, str] = {}
         tools: list[ClientTool] = []
         for function in functions:
@@ -101,7 +103,8 @@ class Kits:
             tools.append(ClientTool(spec))
         try:
             toolbox = self._toolbox.beside(tools)
-            return Kit(key, toolbox, instructions(toolbox.specs()), names)
+            specs = toolbox.specs()
+            return Kit(key, toolbox, specs, instructions(specs), names)
         except ValueError as error:
             raise invalid(f"tools: {error}.", "tools") from None
         except Exception as error:  # a schema can break its checker in more ways than one

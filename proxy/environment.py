@@ -20,7 +20,7 @@ import msgspec
 from asynclm.proxy.config_error import ConfigError, Key, did_you_mean, listed, reason
 
 PREFIX: Final = "ASYNCLM_"
-_AS_JSON: Final = (msgspec.inspect.DictType, msgspec.inspect.VarTupleType)
+_AS_JSON: Final = (msgspec.inspect.DictType, msgspec.inspect.VarTupleType, msgspec.inspect.StructType)
 # What Kubernetes tells every container about services whose name begins with "asynclm".
 _KUBERNETES: Final = re.compile(
     r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)"
@@ -131,8 +131,10 @@ def _in_variable(name: str) -> str:
 
 
 def _value(variable: str, text: str, type: type[msgspec.Struct], field: str) -> Any:
-    kind = next(info.type for info in msgspec.structs.fields(type) if info.name == field)
-    value = _json(variable, text) if isinstance(msgspec.inspect.type_info(kind), _AS_JSON) else text
+    kind = next(each.type for each in msgspec.structs.fields(type) if each.name == field)
+    info = msgspec.inspect.type_info(kind)
+    kinds = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
+    value = _json(variable, text) if any(isinstance(each, _AS_JSON) for each in kinds) else text
     try:
         # Not strict: "8787" is a number here.
         return msgspec.convert(value, kind, strict=False)

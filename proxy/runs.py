@@ -195,6 +195,7 @@ class Runs:
                 max_tokens_key=chat.max_tokens_key,
                 stop=stop,
                 api_key=api_key,
+                tools=() if kit is None else kit.specs,
             )
 
         return prepare

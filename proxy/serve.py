@@ -13,12 +13,15 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from asynclm.adapters.models.local.settings import EMBEDDED
+from asynclm.adapters.models.protocol import LoadError
 from asynclm.adapters.port import port
 from asynclm.adapters.tools.options import ToolDefinitionError
 from asynclm.adapters.tools.sources import Sources
@@ -41,6 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", help="address to listen on, over the config's")
     parser.add_argument("--port", type=port, help="port to listen on, over the config's; 0 takes a free one")
+    parser.add_argument(
+        "--local",
+        nargs="?",
+        const=EMBEDDED,
+        metavar="MODEL",
+        help="run a model in this process, without upstreams in the config: a name on the hub, a folder, a GGUF file; "
+        "without one, the embedded model",
+    )
     parser.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
 
 
@@ -95,7 +106,7 @@ def _run(args: argparse.Namespace, end: _End) -> int:
     if args.port is not None:
         environ["ASYNCLM_SERVER_PORT"] = str(args.port)
     try:
-        config = load(args.config, environ, Path.cwd())
+        config = load(args.config, environ, Path.cwd(), local=args.local)
         sources = load_sources(config)
     except (ConfigError, ValueError) as error:
         print(f"asynclm: {error}", file=sys.stderr)
@@ -137,19 +148,19 @@ async def serve(config: Config, sources: Sources) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: (stop_now if stop.is_set() else stop).set())
     try:
-        if not await _opened(sources, stop):
+        if not await _done(sources.open(), stop):
             return 0
         return await _listen(config, sources, stop, stop_now)
-    except ToolDefinitionError as error:
+    except (ToolDefinitionError, LoadError) as error:
         print(f"asynclm: {error}", file=sys.stderr)
         return 2
     finally:
         await sources.aclose()
 
 
-async def _opened(sources: Sources, stop: asyncio.Event) -> bool:
-    """Whether the tools were opened before somebody said stop."""
-    opening = asyncio.create_task(sources.open())
+async def _done(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:
+    """Whether what has to be done before serving was, before somebody said stop."""
+    opening = asyncio.create_task(work)
     told = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((opening, told), return_when=asyncio.FIRST_COMPLETED)
@@ -174,6 +185,14 @@ async def _listen(config: Config, sources: Sources, stop: asyncio.Event, stop_no
     app = make_app(config, sources.toolbox)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_CLOSE_S)
     await runner.setup()
+    server = app[SERVER]
+    try:
+        if not await _done(server.prepare(), stop):
+            await runner.cleanup()
+            return 0
+    except LoadError:
+        await runner.cleanup()
+        raise
     site = web.TCPSite(runner, config.server.host, config.server.port, backlog=_BACKLOG)
     try:
         await site.start()

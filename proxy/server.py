@@ -76,6 +76,10 @@ class Server:
             config, toolbox, self.upstreams, self.executor, self.registry, self.background, self.recordings
         )
 
+    async def prepare(self) -> None:
+        """Do what takes long before the first request comes: load the models that run here. Raises `LoadError`."""
+        await self.upstreams.prepare()
+
     def add_routes(self, app: web.Application) -> None:
         """Route every path of the public contract."""
         app.router.add_post("/v1/chat/completions", self._guarded(self.chat))
@@ -178,7 +182,9 @@ class Server:
         """`GET /healthz`: the process answers. A store that fails takes nothing down, so it is only mentioned."""
         store = {"status": "ok" if self.store.up else "failing", **msgspec.to_builtins(self.store.counts)}
         runs = len(self.registry.live())
-        return _json({"status": "ok", "runs": runs, "store": store, "recordings": self.recordings.counts})
+        facts = {"status": "ok", "runs": runs, "store": store, "recordings": self.recordings.counts}
+        engines = self.upstreams.load()
+        return _json({**facts, "engines": engines} if engines else facts)
 
     async def list_runs(self, request: web.Request) -> web.StreamResponse:
         """`GET /v1/asynclm/runs`: those of this process, the newest first, then the recorded ones of earlier times."""

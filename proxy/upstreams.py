@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from aiohttp import web
 
 from asynclm.adapters.models import Abilities, Model
+from asynclm.adapters.models.local.settings import EMBEDDED, EngineSettings
 from asynclm.proxy.config import Config, UnknownModelError, Upstream
 from asynclm.proxy.errors import APIError
 from asynclm.proxy.passthrough import Passthrough, Target
@@ -68,9 +70,11 @@ class Upstreams:
 
     def model(self, route: Route) -> Model:
         """The model adapter of a route, made when it is first asked for."""
-        name = route.upstream
+        return self._model(route.upstream)
+
+    def _model(self, name: str) -> Model:
         if name not in self._models:
-            self._models[name] = _new_model(self._config.upstreams[name], self._keys[name])
+            self._models[name] = _new_model(self._config.upstreams[name], self._keys[name], self._config.base)
         return self._models[name]
 
     def keys(self) -> list[str]:
@@ -91,7 +95,7 @@ class Upstreams:
             return _models(names, [])
         target = self._targets[entry.upstream]
         if target is None:
-            return _models([*names, entry.model or "simulated"], [])
+            return _models([*names, entry.model or self._config.upstreams[entry.upstream].model or "simulated"], [])
         if self._config.upstreams[entry.upstream].kind == "anthropic":
             body = await passthrough.fetch(request, "/models", target, {"anthropic-version": _ANTHROPIC_VERSION})
             return _models([*names, *(str(model["id"]) for model in _listed(body))], [])
@@ -102,6 +106,19 @@ class Upstreams:
         except APIError:  # its own are unknown; the config's can be used all the same
             found = []
         return _models(names, found)
+
+    async def prepare(self) -> None:
+        """Load the models that run in this process. Raises `LoadError`."""
+        for name, upstream in self._config.upstreams.items():
+            if upstream.kind == "transformers":
+                model: Any = self._model(name)
+                await model.prepare()
+
+    def load(self) -> dict[str, Any]:
+        """How busy the models are that run in this process, by upstream."""
+        loads = {name: getattr(model, "load", None) for name, model in self._models.items()}
+        known = {name: load() for name, load in loads.items() if load is not None}
+        return {name: load._asdict() for name, load in known.items() if load is not None}
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -129,7 +146,7 @@ def _listed(body: bytes) -> list[Any]:
 
 
 def _target(upstream: Upstream, key: str | None) -> Target | None:
-    if upstream.kind == "simulated" or upstream.base_url is None:
+    if upstream.base_url is None:  # it runs in the process
         return None
     headers = dict(upstream.headers)
     if key:
@@ -146,7 +163,7 @@ def _target(upstream: Upstream, key: str | None) -> Target | None:
     )
 
 
-def _new_model(upstream: Upstream, key: str | None) -> Model:
+def _new_model(upstream: Upstream, key: str | None, base: Path) -> Model:
     if upstream.kind == "simulated":
         from asynclm.adapters.models.simulated.model import SimulatedModel
 
@@ -155,6 +172,12 @@ def _new_model(upstream: Upstream, key: str | None) -> Model:
             tpot_ms=5.0 if upstream.tpot_ms is None else upstream.tpot_ms,
             inject=upstream.inject is not False,
         )
+    if upstream.kind == "transformers":
+        from asynclm.adapters.models.local.model import LocalModel
+        from asynclm.adapters.models.transformers import loader
+
+        settings = upstream.engine or EngineSettings()
+        return LocalModel(loader(upstream.model or EMBEDDED, settings, base), settings)
     common: dict[str, Any] = {
         "headers": upstream.headers,
         "query": upstream.query,

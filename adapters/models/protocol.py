@@ -131,6 +131,10 @@ class Model(Protocol):
         ...
 
 
+class LoadError(Exception):
+    """A model that was to run in this process can't be loaded. One line: what is wrong, and what to do."""
+
+
 class ModelError(Exception):
     """The upstream refused, broke off or fell silent.
 

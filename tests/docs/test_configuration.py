@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from commands import ROOT, fenced, tables
 
+from asynclm.adapters.models.local.settings import EngineSettings
 from asynclm.adapters.tools.http_settings import HttpSettings
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.options import declared_options
@@ -41,6 +42,7 @@ SECTIONS = {
     "`[replay]`": (Replay, "ASYNCLM_REPLAY_"),
     "Tools": (Tool, None),
     "HTTP services": (HttpSettings, None),
+    "Local models": (EngineSettings, None),
     "MCP servers": (McpSettings, None),
 }
 WORDS = {
@@ -69,7 +71,7 @@ def default(field: msgspec.inspect.Field) -> str:
 
 
 def test_no_section_is_missing() -> None:
-    described = {re.findall(r"[a-z]+", heading.lower())[0] for heading in SECTIONS} - {"http", "mcp"}
+    described = {re.findall(r"[a-z]+", heading.lower())[0] for heading in SECTIONS} - {"http", "mcp", "local"}
     assert described == set(Config.__struct_fields__) - {"base", "source", "warnings"}
 
 

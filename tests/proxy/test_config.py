@@ -217,7 +217,7 @@ class TestErrors:
             ("[limits]\nmax_result_bytes = 3", "limits.max_result_bytes: expected whole number >= 256"),
             (
                 "[upstreams.main]\nkind = 'azure'",
-                "upstreams.main.kind: 'azure' is not one of openai, anthropic, simulated",
+                "upstreams.main.kind: 'azure' is not one of openai, anthropic, transformers, simulated",
             ),
             (
                 "[upstreams.main]\nheaders = {a = 1}",
@@ -410,7 +410,7 @@ class TestEnvironment:
             ("SERVER_PROT", "1", "no key is called 'prot'; did you mean 'port'?"),
             ("RUNS_XYZ", "1", "no key is called 'xyz': keep"),
             ("SERVER_HEARTBEAT_S", "nan", "expected number > 0.0"),
-            ("UPSTREAMS_MAIN_KIND", "azure", "'azure' is not one of openai, anthropic, simulated"),
+            ("UPSTREAMS_MAIN_KIND", "azure", "'azure' is not one of openai, anthropic, transformers, simulated"),
             ("MODELS_ANY_POLICY", "forks", "'forks' is not one of sync, parallel"),
             ("UPSTREAMS_MAIN_HEADERS", "{sk-1", "must be JSON: "),
             ("UPSTREAMS_MAIN_HEADERS", '{"a": 1}', "expected string, got whole number"),

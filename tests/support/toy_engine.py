@@ -20,7 +20,9 @@ def scrambled(vocabulary: int) -> Next:
 class ToyEngine:
     """Holds its sequences as plain lists, of `limit` tokens in all. `steps` are the passes: tokens by sequence."""
 
-    def __init__(self, next: Next | None = None, *, context: int = 512, limit: int = 4096, vocabulary: int = 256) -> None:
+    def __init__(
+        self, next: Next | None = None, *, context: int = 512, limit: int = 4096, vocabulary: int = 256
+    ) -> None:
         self.context = context
         self.vocabulary = vocabulary
         self.description = "toy"

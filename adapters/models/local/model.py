@@ -6,9 +6,7 @@ import asyncio
 import codecs
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, NamedTuple
-
-import msgspec
+from typing import Final, NamedTuple
 
 from asynclm.adapters.models.protocol import Abilities, Ended, ModelError, Noted, Request, StreamEvent, TextDelta
 from asynclm.cml.tools import ToolSpec
@@ -20,6 +18,7 @@ from .generation import Began, Broke, Full, Generation, Monitor, News, Remark, W
 from .loop import Batching, FullError, Load, StepLoop, StoppedError
 from .monitor import Rules
 from .parameters import sampling
+from .settings import EngineSettings
 from .shortening import shorten
 from .stops import Stops
 from .traps import TrapHandler
@@ -28,6 +27,7 @@ from .vocabulary import Vocabulary
 _MAX_RULES: Final = 16
 _RESERVE: Final = 32  # tokens that must be left to write behind an interrupt
 _RETRY_S: Final = 1.0
+_LOAD_TIMEOUT_S: Final = 600.0
 
 
 class Loaded(NamedTuple):
@@ -38,26 +38,12 @@ class Loaded(NamedTuple):
     traps: TrapHandler | None = None
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How a local model serves.
-
-    `constrain`: calls are held to CML's grammar and the tools' schemas while they are written. `overflow`: what
-    becomes of an interrupt that doesn't fit into the context: it is cut down ("shorten"), or ends the run ("error").
-    `load_timeout_s` bounds the wait of a request for a model that is being loaded.
-    """
-
-    batching: Batching = Batching()
-    constrain: bool = True
-    overflow: Literal["shorten", "error"] = "shorten"
-    load_timeout_s: float = 600.0
-
-
 class LocalModel:
     """A model whose engine runs in this process. `load` makes it, in a thread, when it is first needed."""
 
-    def __init__(self, load: Callable[[], Loaded], options: Options | None = None) -> None:
+    def __init__(self, load: Callable[[], Loaded], settings: EngineSettings | None = None) -> None:
         self._load = load
-        self._options = options or Options()
+        self._settings = settings or EngineSettings()
         self._loading: asyncio.Task[_Running] | None = None
         self._abilities = Abilities(inject=True, prefill=True, interleave=True)
         self._rules: OrderedDict[int, tuple[Sequence[ToolSpec], Rules]] = OrderedDict()
@@ -76,7 +62,7 @@ class LocalModel:
         """
         how = sampling(request.parameters)
         try:
-            async with asyncio.timeout(self._options.load_timeout_s):
+            async with asyncio.timeout(_LOAD_TIMEOUT_S):
                 running = await self._ready()
         except TimeoutError:
             raise ModelError("The model is still being loaded.", status=503, code="loading", retry_after=10) from None
@@ -104,9 +90,9 @@ class LocalModel:
 
     async def _start(self) -> _Running:
         loaded = await asyncio.to_thread(self._load)
-        loop = StepLoop(loaded.engine, loaded.vocabulary.ends, self._options.batching, loaded.traps)
+        loop = StepLoop(loaded.engine, loaded.vocabulary.ends, _batching(self._settings), loaded.traps)
         loop.start()
-        return _Running(loop, loaded.engine.context, loaded.vocabulary, self._options)
+        return _Running(loop, loaded.engine.context, loaded.vocabulary, self._settings)
 
     def _monitor(self, running: _Running, tools: Sequence[ToolSpec]) -> Monitor | None:
         """One for this sequence; its rules are made once for each list of tools."""
@@ -114,7 +100,7 @@ class LocalModel:
             return None
         known = self._rules.get(id(tools))
         if known is None or known[0] is not tools:
-            known = (tools, Rules(running.vocabulary, tools, constrain=self._options.constrain))
+            known = (tools, Rules(running.vocabulary, tools, constrain=self._settings.constrain))
             self._rules[id(tools)] = known
             if len(self._rules) > _MAX_RULES:
                 self._rules.popitem(last=False)
@@ -125,11 +111,11 @@ class LocalModel:
 class _Running:
     """An engine at work."""
 
-    def __init__(self, loop: StepLoop, context: int, vocabulary: Vocabulary, options: Options) -> None:
+    def __init__(self, loop: StepLoop, context: int, vocabulary: Vocabulary, settings: EngineSettings) -> None:
         self.loop = loop
         self.context = context
         self.vocabulary = vocabulary
-        self.options = options
+        self.settings = settings
 
     def open(self, request: Request, how: Sampling, monitor: Monitor | None) -> LocalStream:
         try:
@@ -218,7 +204,8 @@ class LocalStream:
     def inject(self, text: str) -> None:
         """Append interrupts; the model goes on behind them.
 
-        Where they are too long for what is left of the context they are cut down, or the stream fails (`Options`).
+        Where they are too long for what is left of the context they are cut down, or the stream fails: see
+        `EngineSettings.overflow`.
         """
         if self._partial:  # between two bytes of a character is no place for it
             self._delayed.append(text)
@@ -228,7 +215,7 @@ class LocalStream:
         room = self._running.context - self._prompt_tokens - self._written - _RESERVE
         if len(tokens) > room:
             shorter = None
-            if self._running.options.overflow == "shorten":
+            if self._running.settings.overflow == "shorten":
                 shorter = shorten(text, lambda shorter: len(encode(f"\n{shorter}\n")) <= room)
             if shorter is None:
                 message = f"A result of {len(tokens)} tokens doesn't fit: the context has room for {max(room, 0)} more."
@@ -303,6 +290,10 @@ class LocalStream:
         usage = Usage(self._prompt_tokens, self._written, cached_tokens=self._cached)
         ended: list[StreamEvent] = [Ended(reason), usage]
         return [TextDelta(text), *ended] if text else ended
+
+
+def _batching(settings: EngineSettings) -> Batching:
+    return Batching(**{name: getattr(settings, name) for name in Batching.__struct_fields__})
 
 
 def _written(transcript: Sequence[Segment]) -> str:
