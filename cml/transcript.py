@@ -1,9 +1,10 @@
 """What a model has written and been told in one run: append-only, and rendered into the prompt of each resume.
 
-Two renderings, by what the model's API can do (see `adapters/models/protocol.py`):
+Three renderings, by what the model's API can do (see `adapters/models/protocol.py`):
 
 - *interleave*: the assistant's text so far, then the interrupts as the next user turn, and so on.
 - *prefill*: one assistant turn that holds everything, for the model to continue.
+- *continued*: the same, byte for byte as it was written, where the server keeps the very text in its cache.
 
 Segments are never changed once appended, so each prompt is a byte-identical prefix of the next one and provider prompt
 caches hit.
@@ -34,6 +35,11 @@ def as_turns(segments: Sequence[Segment]) -> list[dict[str, str]]:
         for segment in segments
         if segment.author == "runtime" or segment.text.strip()
     ]
+
+
+def as_continued(segments: Sequence[Segment]) -> str:
+    """Render one text to be continued, in which the model's own stands exactly as it was written."""
+    return "".join(segment.text if segment.author == "model" else f"\n{segment.text}\n" for segment in segments)
 
 
 def as_prefill(segments: Sequence[Segment]) -> str:

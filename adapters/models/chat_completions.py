@@ -57,7 +57,9 @@ class _CompletionDetails(msgspec.Struct, gc=False):
     reasoning_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class ChatUsage(msgspec.Struct):
+    """`usage`, in all the shapes it comes in."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
@@ -65,6 +67,7 @@ class _Usage(msgspec.Struct):
     prompt_cache_hit_tokens: int | None = None  # DeepSeek's word for cached_tokens
 
     def read(self) -> Usage:
+        """The counts that matter here."""
         prompt, completion = self.prompt_tokens_details, self.completion_tokens_details
         return Usage(
             self.prompt_tokens or 0,
@@ -76,7 +79,7 @@ class _Usage(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: ChatUsage | None = None
     error: Any = None
     message: Any = None
     detail: Any = None
@@ -91,7 +94,7 @@ class ChatDecoder(EventDecoder):
 
     def __init__(self, max_event_bytes: int) -> None:
         super().__init__(max_event_bytes)
-        self._usage: _Usage | None = None
+        self._usage: ChatUsage | None = None
         self._halves: dict[str, str] = {}  # by field: the first half of a surrogate pair, waiting for the other
 
     def read(self, data: bytes, events: list[StreamEvent]) -> None:
@@ -163,7 +166,7 @@ def _read_chunk(data: bytes, join: Callable[[dict[str, Any]], None] | None = Non
             body = lenient.load(data)
             if join is not None:
                 join(body)
-            chunk = lenient.convert(body, _Chunk, _Usage)
+            chunk = lenient.convert(body, _Chunk, ChatUsage)
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise errors.malformed("an event that is not what the chat completions API sends") from None
     if chunk.error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Literal, cast
 
 import httpx2
@@ -21,10 +21,11 @@ from asynclm.adapters.models.chat_completions import ChatDecoder, ChatDocumentDe
 from asynclm.adapters.models.protocol import Abilities, ModelError, Request, Stream
 from asynclm.adapters.models.retry import refused, unreachable
 from asynclm.adapters.models.stream import Decoder
+from asynclm.adapters.models.token_server import TokenServer, TokenStream, takes_tokens
 from asynclm.adapters.models.upstream import Upstream
-from asynclm.cml.transcript import as_prefill, as_turns
+from asynclm.cml.transcript import as_continued, as_prefill, as_turns
 
-PrefillStyle = Literal["none", "prefix", "continue_final_message"]
+PrefillStyle = Literal["none", "prefix", "continue_final_message", "tokens"]
 
 # OpenAI's reasoning models refuse `stop`. The SDK's reference names o3 and o4-mini; it is taken to hold for the whole
 # o-series, codex and everything since gpt-5, since without a stop sequence the proxy itself cuts the stream at a trap,
@@ -46,11 +47,13 @@ class OpenAIModel:
 
     `default_abilities` replaces what is assumed by a model's name. `prefill_style` says how the server is told to
     continue an assistant message: with `"prefix": true` (Mistral, DeepSeek) or with `continue_final_message` (vLLM,
-    SGLang); with `none` it is not asked to, unless `default_abilities` say that it continues a last assistant message
-    by itself. `include_usage=False` leaves out `stream_options`, which some old servers refuse. `prompt_cache_key` says
-    whether requests carry one, so that those of a conversation find its prompts cached (see `cache_key`); None: if the
-    API at that host is known to take it. The client's own key goes through in any case. For a model that refuses the
-    parameter all the same, the request is sent again without, and so are all that follow.
+    SGLang); with `tokens` (llama.cpp, vLLM, SGLang) everything goes to the completions API as the very tokens that the
+    server has in its cache (see `token_server`); with `none` it is not asked to, unless `default_abilities` say that it
+    continues a last assistant message by itself. `include_usage=False` leaves out `stream_options`, which some old
+    servers refuse. `prompt_cache_key` says whether requests carry one, so that those of a conversation find its prompts
+    cached (see `cache_key`); None: if the API at that host is known to take it. The client's own key goes through in
+    any case. For a model that refuses the parameter all the same, the request is sent again without, and so are all
+    that follow.
 
     Times in seconds: `connect_timeout_s` for name lookup, TCP and TLS; `first_byte_timeout_s` until the answer begins
     (default: the idle timeout); `idle_timeout_s` between two reads of it. `retries` is how often a request is sent at
@@ -109,6 +112,8 @@ class OpenAIModel:
             http_client=self._upstream.http_client,
         )
         self._client.headers = self._upstream.headers
+        url = str(self._upstream.url)
+        self._tokens = TokenServer(url, self._fetch) if prefill_style == "tokens" else None
 
     def abilities(self, model: str) -> Abilities:
         """What `model` can do: configured, or by OpenAI's names. Unknown ones take stop sequences."""
@@ -119,6 +124,8 @@ class OpenAIModel:
 
     async def open(self, request: Request) -> Stream:
         """Send the request; return once the upstream has accepted it. Raises `ModelError`."""
+        if self._tokens is not None and takes_tokens(request):
+            return await self._continue(self._tokens, request)
         cache_key = self._cache_key_of(request)
         try:
             return await self._send(request, cache_key)
@@ -137,6 +144,27 @@ class OpenAIModel:
 
     async def _send(self, request: Request, cache_key: str | None) -> Stream:
         content = self._body(request, cache_key)
+        return await self._upstream.open(request, self._sender(request, "/chat/completions", content), self._decoder)
+
+    async def _continue(self, server: TokenServer, request: Request) -> Stream:
+        prompt = await server.prompt(request)
+        try:
+            stream = await self._upstream.open(
+                request,
+                self._sender(request, prompt.url, prompt.body),
+                lambda whole: prompt.decoder(whole, self._max_event_bytes),
+            )
+        except ModelError:
+            server.forget(request.model)
+            raise
+        return TokenStream(stream, prompt.written)
+
+    async def _fetch(self, url: str, body: bytes | None, request: Request, *, retry: bool = True) -> bytes:
+        sender = self._sender(request, url, body)
+        return await self._upstream.fetch(request, sender, max_bytes=self._max_event_bytes, retry=retry)
+
+    def _sender(self, request: Request, url: str, content: bytes | None) -> Callable[[], Awaitable[httpx2.Response]]:
+        """One attempt to send: a POST, or a GET without `content`. It fails by raising `AttemptFailed`."""
         key = self._upstream.key_for(request)
         headers: dict[str, str | openai.Omit] = {}
         if not self._upstream.has_header("authorization"):
@@ -144,14 +172,23 @@ class OpenAIModel:
 
         async def send() -> httpx2.Response:
             try:
-                response = await self._client.post(
-                    "/chat/completions",
-                    cast_to=httpx2.Response,
-                    content=content,
-                    options={"headers": headers},
-                    stream=True,
-                    stream_cls=openai.AsyncStream[Any],
-                )
+                if content is None:
+                    response = await self._client.get(
+                        url,
+                        cast_to=httpx2.Response,
+                        options={"headers": headers},
+                        stream=True,
+                        stream_cls=openai.AsyncStream[Any],
+                    )
+                else:
+                    response = await self._client.post(
+                        url,
+                        cast_to=httpx2.Response,
+                        content=content,
+                        options={"headers": headers},
+                        stream=True,
+                        stream_cls=openai.AsyncStream[Any],
+                    )
                 # Told to cast to the response itself, the SDK hands it back unread and makes no stream of its own.
                 return cast(httpx2.Response, response)
             except openai.APIStatusError as error:
@@ -159,7 +196,7 @@ class OpenAIModel:
             except openai.APIConnectionError as error:
                 raise unreachable(error) from error
 
-        return await self._upstream.open(request, send, self._decoder)
+        return send
 
     def _decoder(self, whole: bool) -> Decoder:
         return ChatDocumentDecoder(self._max_event_bytes) if whole else ChatDecoder(self._max_event_bytes)
@@ -177,13 +214,15 @@ class OpenAIModel:
         messages = list(request.messages)
         if request.transcript:
             if self.abilities(request.model).prefill:
-                text = as_prefill(request.transcript)
+                style = self._prefill_style
+                exact = style in ("continue_final_message", "tokens")
+                text = (as_continued if exact else as_prefill)(request.transcript)
                 if text:
                     message: dict[str, Any] = {"role": "assistant", "content": text}
-                    if self._prefill_style == "continue_final_message":
+                    if exact:
                         body["continue_final_message"] = True
                         body["add_generation_prompt"] = False
-                    elif self._prefill_style == "prefix":
+                    elif style == "prefix":
                         message["prefix"] = True
                     messages.append(message)
             else:

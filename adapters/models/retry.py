@@ -5,6 +5,9 @@ has the last word (`x-should-retry`), and says how long to wait (`retry-after-ms
 more than the longest wait allowed, its error goes to the client at once, `retry_after` included, since the client can
 wait and others can't. Silence is not retried: whoever waited for the first-byte timeout should not wait for it three
 times.
+
+A connection that was dropped before a byte of the answer came was most likely one that the server no longer wanted to
+keep (llama.cpp keeps them for five seconds or a hundred requests): the first attempt after that goes out at once.
 """
 
 from __future__ import annotations
@@ -35,10 +38,14 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
 
 class AttemptFailed(Exception):  # noqa: N818 - it is caught where it is raised, and `error` is what goes on
-    """One attempt failed with `error`. `again`: another could help; `after`: the wait asked for before it (s)."""
+    """One attempt failed with `error`. `again`: another could help; `after`: the wait asked for before it (s).
 
-    def __init__(self, error: ModelError, *, again: bool, after: float | None = None) -> None:
+    `dropped`: the connection was there, and was closed before the answer began.
+    """
+
+    def __init__(self, error: ModelError, *, again: bool, after: float | None = None, dropped: bool = False) -> None:
         super().__init__(error.message)
+        self.dropped = dropped
         self.error = error
         self.again = again
         self.after = after
@@ -56,7 +63,8 @@ def refused(response: httpx2.Response) -> AttemptFailed:
 
 def unreachable(error: BaseException) -> AttemptFailed:
     """No answer came, because the connection failed; `error` is the SDK's."""
-    return AttemptFailed(errors.unreachable(error), again=True)
+    cause = error if isinstance(error, httpx2.TransportError) else error.__cause__
+    return AttemptFailed(errors.unreachable(error), again=True, dropped=isinstance(cause, httpx2.ReadError))
 
 
 async def with_retries(policy: RetryPolicy, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -89,6 +97,8 @@ async def with_retries(policy: RetryPolicy, attempt: Callable[[], Awaitable[T]])
         failed = state.outcome and state.outcome.exception()
         if isinstance(failed, AttemptFailed) and failed.after:
             return failed.after
+        if isinstance(failed, AttemptFailed) and failed.dropped and state.attempt_number == 1:
+            return 0.0
         longest: float = min(0.5 * 2 ** (state.attempt_number - 1), policy.max_backoff_s)
         return longest * random.uniform(0.75, 1.0)
 

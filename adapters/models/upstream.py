@@ -103,6 +103,29 @@ class Upstream:
         whole = media_type == "application/json"
         return HTTPStream(body, decoder(whole), secrets, self._endings, idle_timeout_s=self._idle_timeout_s)
 
+    async def fetch(
+        self, request: Request, send: Callable[[], Awaitable[httpx2.Response]], *, max_bytes: int, retry: bool = True
+    ) -> bytes:
+        """Send as `open` does, and return the whole answer, of `max_bytes` at most. Raises `ModelError`."""
+        secrets = self._secrets.with_key(request.api_key)
+        retries = self._retries if retry else RetryPolicy(attempts=1)
+        body = body_of(await with_retries(retries, lambda: self._attempt(send, secrets)))
+        read = bytearray()
+        try:
+            async with asyncio.timeout(self._idle_timeout_s):
+                while data := await body.read():
+                    read += data
+                    if len(read) > max_bytes:
+                        raise errors.malformed("an answer that is too large")
+        except TimeoutError:
+            raise errors.silent(self._idle_timeout_s, what="in the middle of the answer") from None
+        except httpx2.TransportError:
+            raise errors.disconnected() from None
+        finally:
+            if not body.ended:
+                body.abort()
+        return bytes(read)
+
     async def _attempt(self, send: Callable[[], Awaitable[httpx2.Response]], secrets: Secrets) -> httpx2.Response:
         try:
             async with asyncio.timeout(self._first_byte_timeout_s):
@@ -114,7 +137,9 @@ class Upstream:
             raise unreachable(error) from error
         except AttemptFailed as failed:
             # Anew, since what it says of itself is logged.
-            raise AttemptFailed(secrets.keep(failed.error), again=failed.again, after=failed.after) from None
+            raise AttemptFailed(
+                secrets.keep(failed.error), again=failed.again, after=failed.after, dropped=failed.dropped
+            ) from None
 
 
 def _parse(base_url: str) -> httpx2.URL:

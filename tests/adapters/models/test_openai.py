@@ -99,7 +99,7 @@ SEGMENTS = (Segment("model", "[CALL] a [HEAD] f() [END]"), Segment("runtime", "[
         ),
         (
             "continue_final_message",
-            [{"role": "assistant", "content": f"{SEGMENTS[0].text}\n{SEGMENTS[1].text}"}],
+            [{"role": "assistant", "content": f"{SEGMENTS[0].text}\n{SEGMENTS[1].text}\n"}],
             {"continue_final_message": True, "add_generation_prompt": False},
         ),
     ],
