@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import msgspec
 from aiohttp import web
 
+from asynclm.adapters.models.protocol import Model
 from asynclm.adapters.tools.toolbox import Toolbox
 from asynclm.cml.machine import POLICIES, RunError
 from asynclm.cml.machine.calls import AGENT, USER
@@ -46,14 +47,20 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Server:
     """Everything one proxy process holds, and its handlers."""
 
-    def __init__(self, config: Config, toolbox: Toolbox, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        toolbox: Toolbox,
+        environ: Mapping[str, str],
+        models: Mapping[str, Model] | None = None,
+    ) -> None:
         limits = config.limits
         self._config = config
         self._toolbox = toolbox
         self._draining = False
         self.registry = Registry(config.runs.keep)
         self.background = Background()
-        self.upstreams = Upstreams(config, environ)
+        self.upstreams = Upstreams(config, environ, models)
         self.passthrough = Passthrough()
         self.store = open_store(config)
         self.cache = ToolCache(
@@ -285,12 +292,18 @@ class _Interrupt(msgspec.Struct):
 SERVER: Final = web.AppKey("asynclm", Server)
 
 
-def make_app(config: Config, toolbox: Toolbox, environ: Mapping[str, str] = os.environ) -> web.Application:
+def make_app(
+    config: Config,
+    toolbox: Toolbox,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    models: Mapping[str, Model] | None = None,
+) -> web.Application:
     """The proxy as an aiohttp application. Run it with `handler_cancellation=True`, so that a client that leaves ends
-    its run. The upstreams' keys come from `environ`.
+    its run. The upstreams' keys come from `environ`; `models` are models that were made elsewhere, by upstream.
     """
     app = web.Application(client_max_size=config.server.max_body_bytes)
-    server = app[SERVER] = Server(config, toolbox, environ)
+    server = app[SERVER] = Server(config, toolbox, environ, models)
     server.add_routes(app)
     app.on_cleanup.append(server.aclose)
     return app

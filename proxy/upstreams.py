@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -43,12 +44,15 @@ class Route(NamedTuple):
 
 
 class Upstreams:
-    """Models and addresses by the client's model name. SDKs are loaded when the first request needs them."""
+    """Models and addresses by the client's model name. SDKs are loaded when the first request needs them.
 
-    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+    `models` are some that were made elsewhere, by the upstream's name.
+    """
+
+    def __init__(self, config: Config, environ: Mapping[str, str], models: Mapping[str, Model] | None = None) -> None:
         self._config = config
         self._keys = {name: upstream.api_key(environ) for name, upstream in config.upstreams.items()}
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, Model] = dict(models or {})
         self._targets = {name: _target(upstream, self._keys[name]) for name, upstream in config.upstreams.items()}
 
     def route(self, name: str) -> Route:
@@ -173,11 +177,7 @@ def _new_model(upstream: Upstream, key: str | None, base: Path) -> Model:
             inject=upstream.inject is not False,
         )
     if upstream.kind == "transformers":
-        from asynclm.adapters.models.local.model import LocalModel
-        from asynclm.adapters.models.transformers import loader
-
-        settings = upstream.engine or EngineSettings()
-        return LocalModel(loader(upstream.model or EMBEDDED, settings, base), settings)
+        return _local_model(upstream.model or EMBEDDED, upstream.engine or EngineSettings(), base)
     common: dict[str, Any] = {
         "headers": upstream.headers,
         "query": upstream.query,
@@ -203,3 +203,24 @@ def _new_model(upstream: Upstream, key: str | None, base: Path) -> Model:
         prompt_cache_key=upstream.prompt_cache_key,
         **common,
     )
+
+
+def _local_model(name: str, settings: EngineSettings, base: Path) -> Model:
+    """A model that runs in this process. Nothing of it is imported before; it is loaded when it is needed."""
+    from asynclm.adapters.models.local.model import Loaded, LocalModel
+    from asynclm.adapters.models.transformers.load import LoadOptions, load
+
+    path = base / name
+    options = LoadOptions(
+        model=str(path) if path.exists() else name,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        kv_tokens=settings.kv_tokens,
+    )
+
+    def make() -> Loaded:
+        loaded = load(options, lambda line: print(f"asynclm: {line}", file=sys.stderr, flush=True))
+        return Loaded(loaded.engine, loaded.vocabulary)
+
+    return LocalModel(make, settings)

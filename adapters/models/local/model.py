@@ -38,14 +38,29 @@ class Loaded(NamedTuple):
     traps: TrapHandler | None = None
 
 
-class LocalModel:
-    """A model whose engine runs in this process. `load` makes it, in a thread, when it is first needed."""
+Guide = Callable[[Request, Vocabulary], Monitor | None]
 
-    def __init__(self, load: Callable[[], Loaded], settings: EngineSettings | None = None) -> None:
+
+class LocalModel:
+    """A model whose engine runs in this process. `load` makes it, in a thread, when it is first needed.
+
+    `inject`: whether it takes interrupts in its live sequences, or by stopping and resuming. `guide` makes what says
+    which tokens may be written, in place of the token monitor.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Loaded],
+        settings: EngineSettings | None = None,
+        *,
+        inject: bool = True,
+        guide: Guide | None = None,
+    ) -> None:
         self._load = load
+        self._guide = guide
         self._settings = settings or EngineSettings()
         self._loading: asyncio.Task[_Running] | None = None
-        self._abilities = Abilities(inject=True, prefill=True, interleave=True)
+        self._abilities = Abilities(inject=inject, prefill=True, interleave=True)
         self._rules: OrderedDict[int, tuple[Sequence[ToolSpec], Rules]] = OrderedDict()
 
     def abilities(self, model: str) -> Abilities:
@@ -66,7 +81,7 @@ class LocalModel:
                 running = await self._ready()
         except TimeoutError:
             raise ModelError("The model is still being loaded.", status=503, code="loading", retry_after=10) from None
-        return running.open(request, how, self._monitor(running, request.tools))
+        return running.open(request, how, self._monitor(running, request))
 
     def load(self) -> Load | None:
         """How busy the engine is; None before it was loaded."""
@@ -90,22 +105,25 @@ class LocalModel:
 
     async def _start(self) -> _Running:
         loaded = await asyncio.to_thread(self._load)
-        loop = StepLoop(loaded.engine, loaded.vocabulary.ends, _batching(self._settings), loaded.traps)
+        context = min(loaded.engine.context, self._settings.context or loaded.engine.context)
+        loop = StepLoop(loaded.engine, loaded.vocabulary.ends, _batching(self._settings), loaded.traps, context)
         loop.start()
-        return _Running(loop, loaded.engine.context, loaded.vocabulary, self._settings)
+        return _Running(loop, context, loaded.vocabulary, self._settings)
 
-    def _monitor(self, running: _Running, tools: Sequence[ToolSpec]) -> Monitor | None:
-        """One for this sequence; its rules are made once for each list of tools."""
-        if not tools:
-            return None
+    def _monitor(self, running: _Running, request: Request) -> Monitor | None:
+        if self._guide is not None:
+            return self._guide(request, running.vocabulary)
+        return self._rules_of(request.tools, running.vocabulary).monitor() if request.tools else None
+
+    def _rules_of(self, tools: Sequence[ToolSpec], vocabulary: Vocabulary) -> Rules:
+        """Made once for each list of tools."""
         known = self._rules.get(id(tools))
         if known is None or known[0] is not tools:
-            known = (tools, Rules(running.vocabulary, tools, constrain=self._settings.constrain))
-            self._rules[id(tools)] = known
+            known = self._rules[id(tools)] = (tools, Rules(vocabulary, tools, constrain=self._settings.constrain))
             if len(self._rules) > _MAX_RULES:
                 self._rules.popitem(last=False)
         self._rules.move_to_end(id(tools))
-        return known[1].monitor()
+        return known[1]
 
 
 class _Running:

@@ -11,10 +11,7 @@ import msgspec
 
 from asynclm.adapters.models.local.engine import Engine
 from asynclm.adapters.models.local.vocabulary import Vocabulary
-
-
-class LoadError(Exception):
-    """The model can't be loaded. The message is one line that says what to do."""
+from asynclm.adapters.models.protocol import LoadError
 
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):

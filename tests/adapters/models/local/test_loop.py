@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from toy_engine import ToyEngine
 
 from asynclm.adapters.models.local.engine import Sampling
 from asynclm.adapters.models.local.generation import Began, Broke, Full, Generation, News, Remark, Wrote
 from asynclm.adapters.models.local.loop import Batching, FullError, StepLoop, StoppedError
 from asynclm.adapters.models.local.traps import Choice, Decision
-from tests.support.toy_engine import ToyEngine
 
 END = 0
 
