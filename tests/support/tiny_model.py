@@ -1,4 +1,4 @@
-"""A real model, far too small to say anything: a Llama of two layers with random weights, in a folder as hubs have it."""
+"""A real model, far too small to say anything: a Llama of two layers with random weights, in a folder as on a hub."""
 
 from __future__ import annotations
 

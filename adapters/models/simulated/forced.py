@@ -46,7 +46,10 @@ class Forced:
     def told(self, tokens: Sequence[int]) -> None:
         """Interrupts were put in."""
         pieces = self._vocabulary.pieces
-        if self._step is not None and self._step.kind == "text" and self._left:
+        if self._step is not None and self._left and not self._unread:
+            self._step = None  # not begun: what was told may change what is to be written
+            self._left.clear()
+        elif self._step is not None and self._step.kind == "text" and self._left:
             self._progress.wrote(_text(pieces, self._unread))
             self._unread.clear()
         self._progress.told(_text(pieces, tokens))
