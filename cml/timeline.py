@@ -31,6 +31,9 @@ measures. Times are seconds since the request arrived. The kinds, and what stand
 | `trap` | yes | | `names`; `implicit` (the stream just ended, with calls pending) or `empty` (nothing was) |
 | `forged` | yes | | the model wrote an `[INTR]` of its own and was cut off |
 | `closed` | yes | | `reason`: `stop`, `length`, ... as upstream said it, or `cut` |
+| `cache` | yes | | what became of a waiting model's KV cache: `choice` (`keep`, `swap`, `recompute`), `why`, ... |
+| `restored` | yes | | a cache is there again, `by` `swap` or `recompute`: `tokens`, `ms` |
+| `shortened` | yes | | an interrupt of so many `tokens` was cut down `to` what fits into the context |
 | `usage` | yes | | `prompt_tokens`, `completion_tokens`, ... |
 | `outside` | | | `source`, `text`, `scheduling`: an outside interrupt arrived |
 | `unheard` | | | `source`, `text`: the run ended before the model could be told |

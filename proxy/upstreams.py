@@ -207,8 +207,10 @@ def _new_model(upstream: Upstream, key: str | None, base: Path) -> Model:
 
 def _local_model(name: str, settings: EngineSettings, base: Path) -> Model:
     """A model that runs in this process. Nothing of it is imported before; it is loaded when it is needed."""
+    from asynclm.adapters.models.local.calibration import measured
     from asynclm.adapters.models.local.model import Loaded, LocalModel
-    from asynclm.adapters.models.transformers.load import LoadOptions, load
+    from asynclm.adapters.models.local.traps import CostHandler
+    from asynclm.adapters.models.transformers.load import LoadOptions, cache_folder, load
 
     path = base / name
     options = LoadOptions(
@@ -219,8 +221,12 @@ def _local_model(name: str, settings: EngineSettings, base: Path) -> Model:
         kv_tokens=settings.kv_tokens,
     )
 
+    def say(line: str) -> None:
+        print(f"asynclm: {line}", file=sys.stderr, flush=True)
+
     def make() -> Loaded:
-        loaded = load(options, lambda line: print(f"asynclm: {line}", file=sys.stderr, flush=True))
-        return Loaded(loaded.engine, loaded.vocabulary)
+        loaded = load(options, say)
+        costs = measured(loaded.engine, chunk=settings.chunk, folder=cache_folder() / "traps", progress=say)
+        return Loaded(loaded.engine, loaded.vocabulary, CostHandler(costs, settings.trap))
 
     return LocalModel(make, settings)

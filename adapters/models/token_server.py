@@ -58,7 +58,7 @@ _CHAT_ONLY: Final = frozenset(
 )
 _CLOSE: Final = "</think>\n\n"
 _ANCHOR: Final = "\n"
-_PATIENCE_S: Final = 1.0
+_PATIENCE_S: Final = 2.0
 _POLL_S: Final = 0.003
 _TAIL: Final = 4  # tokens of a prompt's end in which a <think> would stand
 _encode: Final = msgspec.json.Encoder().encode
@@ -239,10 +239,12 @@ class TokenServer:
             try:
                 answer = await self._fetch(f"{self._root}/slots", None, request, retry=False)
                 slots = msgspec.json.decode(answer, type=list[_Slot])
-            except (ModelError, ValueError):
-                found.slots = False  # it was told not to, or is too old
-                return
-            if not any(slot.is_processing and abs(slot.prompt - prompt) <= 1 for slot in slots):
+            except (ModelError, ValueError) as error:
+                if not isinstance(error, ModelError) or error.code != "upstream_unreachable":
+                    found.slots = False  # it was told not to, or is too old
+                    return
+                slots = None
+            if slots is not None and not any(slot.works_on(prompt) for slot in slots):
                 return
             await asyncio.sleep(_POLL_S)
 
@@ -277,15 +279,17 @@ class _Next(msgspec.Struct):
 
 
 class _Slot(msgspec.Struct):
-    """`n_prompt_tokens` counts what was written, too."""
+    """`n_prompt_tokens` counts what was written, too; a slot that was never used has none."""
 
     is_processing: bool
-    n_prompt_tokens: int
-    next_token: list[_Next]
+    n_prompt_tokens: int | None = None
+    next_token: list[_Next] = []
 
-    @property
-    def prompt(self) -> int:
-        return self.n_prompt_tokens - sum(token.n_decoded for token in self.next_token)
+    def works_on(self, prompt: int) -> bool:
+        """Whether it is at work on a prompt of so many tokens, give or take the one that is just being written."""
+        if not self.is_processing or self.n_prompt_tokens is None:
+            return False
+        return abs(self.n_prompt_tokens - sum(token.n_decoded for token in self.next_token) - prompt) <= 1
 
 
 class _Applied(msgspec.Struct):

@@ -48,6 +48,8 @@ def test_every_kind_of_entry_is_listed() -> None:
     files = [*(ROOT / "cml/machine").glob("*.py"), ROOT / "proxy/driver.py"]
     source = "".join(file.read_text() for file in files)
     written = set(re.findall(r'(?:Note\(|timeline\.add\(self\._elapsed\(\), )"(\w+)"', source))
+    local = "".join(file.read_text() for file in (ROOT / "adapters/models/local").glob("*.py"))
+    written |= set(re.findall(r'(?:\bRemark\(|_remark\(\w+, )"(\w+)"', local))
     assert {row[0].strip("`") for row in tables(TIMELINES)["Timelines"]} == written
 
 

@@ -89,12 +89,14 @@ class Generation:
         "hear",
         "last",
         "left",
+        "lost",
         "monitor",
         "number",
         "over",
         "paused",
         "place",
         "ready",
+        "regaining",
         "sampling",
         "settled",
         "since",
@@ -132,6 +134,8 @@ class Generation:
         self.settled = True  # what is to become of the cache during the pause was decided
         self.expected: float | None = None  # how long the pause will last (s)
         self.since = 0.0  # when it began
+        self.lost = 0  # tokens to be computed again, since the cache was dropped
+        self.regaining: float | None = None  # since when that is under way
 
     @property
     def length(self) -> int:

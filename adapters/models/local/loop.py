@@ -15,8 +15,8 @@ that was computed is computed again.
 Prompts are computed in chunks, so that a long one doesn't hold up the tokens of the others. A prompt that begins like
 a sequence that is there takes its beginning over; one that begins like a prompt under way waits for it.
 
-Where memory runs out, sequences that ended go first, then those that wait at a trap, then the youngest: it is computed
-again when there is room. One that doesn't fit alone fails.
+Where memory runs out, sequences that ended go first, then those that wait at a trap (those that are worth least before
+the others, see `traps`), then the youngest: it is computed again when there is room. One that doesn't fit alone fails.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import msgspec
 from .engine import Engine, Feed, OutOfMemoryError, Pick
 from .generation import Began, Broke, Full, Generation, News, Place, Remark, Wrote
 from .prefixes import shared
-from .traps import Choice, Keep, TrapHandler
+from .traps import Choice, CostHandler, TrapHandler, left
 
 _log = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ class StoppedError(Exception):
 class StepLoop:
     """Runs generations on an engine, in a thread of its own.
 
-    The methods are for the event loop's thread and never block. `ends` are the tokens that end an answer. The engine
-    is closed with the loop.
+    The methods are for the event loop's thread and never block. `ends` are the tokens that end an answer; `context`
+    bounds a sequence (tokens; None: the engine's own bound). The engine is closed with the loop.
     """
 
     def __init__(
@@ -90,11 +90,13 @@ class StepLoop:
         ends: frozenset[int],
         batching: Batching | None = None,
         traps: TrapHandler | None = None,
+        context: int | None = None,
     ) -> None:
         self._engine = engine
+        self._context = context or engine.context
         self._ends = ends
         self._batching = batching or Batching()
-        self._traps: TrapHandler = traps or Keep()
+        self._traps: TrapHandler = traps or CostHandler()
         self._wishes: deque[Callable[[], None]] = deque()
         self._woken = threading.Event()
         self._thread: threading.Thread | None = None
@@ -238,7 +240,7 @@ class StepLoop:
         writing = []
         for generation in self._running[:]:
             if generation.ready and generation.asked and not generation.paused:
-                if len(generation.tokens) < self._engine.context:
+                if len(generation.tokens) < self._context:
                     writing.append(generation)
                 else:
                     self._news.append((generation, Full()))
@@ -437,6 +439,7 @@ class StepLoop:
         return generation, Feed(_number(generation), tokens, share == len(generation.todo))
 
     def _compute(self, feeds: list[tuple[Generation, Feed]]) -> bool:
+        began = time.perf_counter()
         while feeds:
             try:
                 self._engine.forward([feed for _, feed in feeds])
@@ -454,6 +457,8 @@ class StepLoop:
             generation.tokens.extend(feed.tokens)
             del generation.todo[: len(feed.tokens)]
             generation.ready = feed.logits
+            if generation.lost:
+                self._regain(generation, len(feed.tokens), began)
         return bool(feeds)
 
     # ------------------------------------------------------------------ memory
@@ -468,25 +473,39 @@ class StepLoop:
     def _put_away(self, generation: Generation, *, must: bool) -> None:
         if generation.place is not Place.DEVICE:
             return
-        memory = self._engine.memory()
-        crowded = bool(self._waiting) or memory.used_tokens - self._kept_tokens > _CROWDED * memory.limit_tokens
-        left = generation.expected
-        if left is not None:
-            left = max(left - (time.monotonic() - generation.since), 0.0)
-        decision = self._traps.decide(len(generation.tokens), left, crowded=crowded, must=must)
+        tokens, wait = len(generation.tokens), _left(generation)
+        choice, why, costs = self._traps.decide(tokens, wait, crowded=self._is_crowded(), must=must)
         began = time.perf_counter()
-        number = _number(generation)
-        match decision.choice:
-            case Choice.SWAP:
-                self._engine.swap_out(number)
-                generation.place = Place.HOST
-            case Choice.RECOMPUTE:
-                self._drop(generation)
-        self._remark(generation, decision.choice, began, why=decision.why, costs_ms=decision.costs_ms)
+        if choice is Choice.SWAP and not self._swap_out(generation):
+            choice, why = Choice.RECOMPUTE, f"{why}, and the host has no room"
+        if choice is Choice.RECOMPUTE:
+            self._drop(generation)
+        data = {"choice": choice.value, "why": why, "wait_ms": round(wait * 1000, 3), "costs_ms": costs}
+        self._remark(generation, "cache", tokens, began, **data)
+
+    def _is_crowded(self) -> bool:
+        """Whether the memory is nearly full once all is computed that is to be, of those that queue, too."""
+        memory = self._engine.memory()
+        wanted = sum(len(other.todo) for other in (*self._waiting, *self._running) if not other.paused)
+        return memory.used_tokens - self._kept_tokens + wanted > _CROWDED * memory.limit_tokens
+
+    def _swap_out(self, generation: Generation) -> bool:
+        """False if there is no room: the host holds as much as the device does, at the most."""
+        memory = self._engine.memory()
+        if memory.swapped_tokens + len(generation.tokens) > memory.limit_tokens:
+            return False
+        try:
+            self._engine.swap_out(_number(generation))
+        except OutOfMemoryError:
+            return False
+        self._engine.synchronize()  # so that what it took is known
+        generation.place = Place.HOST
+        return True
 
     def _drop(self, generation: Generation) -> None:
         self._engine.drop(_number(generation))
         generation.place = Place.NOWHERE
+        generation.lost, generation.regaining = generation.lost + len(generation.tokens), None
         generation.todo[:0] = generation.tokens
         generation.tokens.clear()
         generation.ready = False
@@ -504,9 +523,20 @@ class StepLoop:
                 except OutOfMemoryError:
                     if not self._evict(generation):
                         return False
+            self._engine.synchronize()
             generation.place = Place.DEVICE
-            self._remark(generation, "swapped_in", began)
+            self._remark(generation, "restored", len(generation.tokens), began, by=Choice.SWAP.value)
         return True
+
+    def _regain(self, generation: Generation, tokens: int, began: float) -> None:
+        """So many tokens of a sequence that was dropped are there again."""
+        if generation.regaining is None:
+            generation.regaining = began
+        generation.lost = max(generation.lost - tokens, 0) if generation.todo else 0
+        if not generation.lost:
+            self._engine.synchronize()
+            tokens = len(generation.tokens)
+            self._remark(generation, "restored", tokens, generation.regaining, by=Choice.RECOMPUTE.value)
 
     def _make_room(self, feeds: list[tuple[Generation, Feed]], why: str) -> list[tuple[Generation, Feed]]:
         """The pass doesn't fit: put something away. Returns what to try now."""
@@ -520,9 +550,10 @@ class StepLoop:
                 youngest, Broke(f"the sequence doesn't fit into the model's memory: {why}", 507, "out_of_memory")
             )
         elif youngest.place is Place.DEVICE:
-            began = time.perf_counter()
+            began, tokens = time.perf_counter(), len(youngest.tokens)
             self._drop(youngest)
-            self._remark(youngest, "preempted", began)
+            data = {"choice": Choice.RECOMPUTE.value, "why": "older ones need its memory"}
+            self._remark(youngest, "cache", tokens, began, **data)
         return rest
 
     def _evict(self, but: Generation | None = None) -> bool:
@@ -536,12 +567,15 @@ class StepLoop:
         resting = [g for g in self._running if g.paused and g.place is Place.DEVICE and not g.todo and g is not but]
         if not resting:
             return False
-        self._put_away(max(resting, key=_expected_end), must=True)
+        self._put_away(min(resting, key=self._worth), must=True)
         return True
 
-    def _remark(self, generation: Generation, kind: str, began: float, **data: object) -> None:
+    def _worth(self, generation: Generation) -> float:
+        return self._traps.worth(len(generation.tokens), _left(generation))
+
+    def _remark(self, generation: Generation, kind: str, tokens: int, began: float, **data: object) -> None:
         took = round((time.perf_counter() - began) * 1000, 3)
-        self._news.append((generation, Remark(kind, {"tokens": generation.length, "ms": took, **data})))
+        self._news.append((generation, Remark(kind, {"tokens": tokens, "ms": took, **data})))
 
 
 def _number(generation: Generation) -> int:
@@ -549,6 +583,6 @@ def _number(generation: Generation) -> int:
     return generation.number
 
 
-def _expected_end(generation: Generation) -> float:
-    """When a generation that waits is expected to go on; for ever, where nobody knows."""
-    return float("inf") if generation.expected is None else generation.since + generation.expected
+def _left(generation: Generation) -> float:
+    """How much longer a generation is expected to wait (s)."""
+    return left(generation.expected, time.monotonic() - generation.since)

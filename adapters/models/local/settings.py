@@ -23,7 +23,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     `constrain`: calls are held to CML's grammar and the tools' schemas while they are written. `overflow`: what becomes
     of an interrupt that doesn't fit into the context: it is cut down ("shorten"), or ends the run ("error"). `trap`:
-    what becomes of a sequence's cache while it waits; "auto" decides by measured costs.
+    what becomes of a sequence's cache while it waits; "auto" decides by measured costs once memory is short, "paper" in
+    any case.
     """
 
     device: str = "auto"
@@ -38,4 +39,4 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kept_tokens: _Count = 16_384
     constrain: bool = True
     overflow: Literal["shorten", "error"] = "shorten"
-    trap: Literal["auto", "keep", "swap", "recompute"] = "auto"
+    trap: Literal["auto", "paper", "keep", "swap", "recompute"] = "auto"

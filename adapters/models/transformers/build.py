@@ -132,7 +132,7 @@ def _read(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, 
         raise LoadError(f"the tokenizer in {folder} has no tokenizer.json, which the engine needs")
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, **where, config=config, dtype=dtype, attn_implementation=_attention(config), use_safetensors=True
+            folder, **where, config=config, dtype=dtype, use_safetensors=True
         )
         model.to(device)
     except (MemoryError, torch.OutOfMemoryError):
@@ -146,12 +146,6 @@ def _read(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, 
     model.eval()
     model.requires_grad_(False)
     return model, tokenizer
-
-
-def _attention(config: Any) -> str:
-    """The model's own attention, to compare ours with. Eager where a model needs what SDPA hasn't."""
-    text = config.get_text_config()
-    return "eager" if getattr(text, "attn_logit_softcapping", None) else "sdpa"
 
 
 def _no_memory(device: torch.device, dtype: torch.dtype) -> str:

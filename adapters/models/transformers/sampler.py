@@ -17,8 +17,8 @@ from torch import Tensor
 
 from asynclm.adapters.models.local.engine import Sampled, Sampling
 
-# Top-p looks at this many of the likeliest tokens first: sorting a whole vocabulary is rarely needed, and slow.
-_HEAD: Final = 256
+# Top-p looks at so many of the likeliest tokens, then at more: sorting a whole vocabulary is rarely needed, and slow.
+_HEADS: Final = (256, 4096)
 
 
 class Draw(NamedTuple):
@@ -100,15 +100,14 @@ def _draw(rows: Tensor, draws: Sequence[Draw]) -> list[int]:
 def _draw_cut(probabilities: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     """Of the `top_k` likeliest those, from the likeliest on, that together first reach `top_p` of what top-k left."""
     size = len(probabilities)
-    bound = min(sampling.top_k, size) if sampling.top_k > 0 else size
-    count = bound if sampling.top_k > 0 else min(_HEAD, size)
-    values, tokens = probabilities.topk(count)
-    total = values.sum() if sampling.top_k > 0 else probabilities.sum()
-    sums = values.cumsum(0)
-    if count < bound and bool(sums[-1] < sampling.top_p * total):
-        values, tokens = probabilities.sort(descending=True)
+    counts = [min(sampling.top_k, size)] if sampling.top_k > 0 else [*(n for n in _HEADS if n < size), size]
+    for count in counts:
+        values, tokens = probabilities.topk(count)
         sums = values.cumsum(0)
-    kept = values.masked_fill(sums - values >= sampling.top_p * total, 0.0)
+        bound = sampling.top_p * (sums[-1] if sampling.top_k > 0 else probabilities.sum())
+        if count == counts[-1] or bool(sums[-1] >= bound):
+            break
+    kept = values.masked_fill(sums - values >= bound, 0.0)
     kept[0] = values[0]  # the likeliest always stays, top_p 0 included
     return tokens[_inverse(kept[None], uniform[None])[0]]
 

@@ -65,12 +65,19 @@ class TransformersVocabulary:
         # And for plain text, that may stand anywhere: no space put before it, no token in it.
         for token in description["added_tokens"]:
             token["special"] |= token["content"] in self._roles or token["content"] in self._controls
-        description["normalizer"] = _without_prefix(description["normalizer"])
-        description["pre_tokenizer"] = _without_prefix(description["pre_tokenizer"])
-        self._plain = Tokenizer.from_str(json.dumps(description))
+        bare = {key: _without_prefix(description[key]) for key in ("normalizer", "pre_tokenizer")}
+        self._plain = Tokenizer.from_str(json.dumps(description | bare))
         self._plain.encode_special_tokens = True
+        # The same with its tokens, for what the template writes behind plain text.
+        self._inner = self._whole
+        if any(bare[key] != description[key] for key in bare):
+            self._inner = Tokenizer.from_str(json.dumps(description | bare))
         self._control_pattern = _any_of(self._controls)
         self._role_pattern = _any_of(self._roles)
+        # Unigram models find the names of bytes, too, among their ordinary words.
+        named = description["model"].get("type") == "Unigram"
+        self._byte_names = re.compile("<0x[0-9A-Fa-f]{2}>" if named else "(?!)")
+        self._apart = re.compile(f"{self._role_pattern.pattern}|{self._byte_names.pattern}")
         self._forbidden = frozenset(self._roles.values())
         self._ends = frozenset((*ends, *self._end_of_turn()))
 
@@ -117,23 +124,18 @@ class TransformersVocabulary:
 
     def _encode_plain(self, text: str) -> list[int]:
         tokens: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        if self._forbidden.isdisjoint(tokens):
+        if self._forbidden.isdisjoint(tokens) and not self._byte_names.search(text):
             return tokens
-        # A role stands among the tokenizer's ordinary words, too: taken apart behind its first character it isn't one.
-        cuts = [0, *(match.start() + 1 for match in self._role_pattern.finditer(text)), len(text)]
+        # What is no text stands among the tokenizer's ordinary words: cut behind its first character, it isn't found.
+        cuts = [0, *(match.start() + 1 for match in self._apart.finditer(text)), len(text)]
         parts = [text[i:j] for i, j in pairwise(cuts) if i < j]
         if len(parts) > 1:
             return [token for part in parts for token in self._encode_plain(part)]
-        return [token for token in tokens if token not in self._forbidden]
+        return [token for token in tokens if token not in self._forbidden or token == self._tokenizer.unk_token_id]
 
     def _encode_template(self, text: str, *, begins: bool) -> list[int]:
-        if not begins:
-            # Some tokenizers put a space before a text: behind a line feed, which is taken off again, there is none.
-            feed: list[int] = self._whole.encode("\n", add_special_tokens=False).ids
-            both: list[int] = self._whole.encode("\n" + text, add_special_tokens=False).ids
-            if both[: len(feed)] == feed:
-                return both[len(feed) :]
-        tokens: list[int] = self._whole.encode(text, add_special_tokens=False).ids
+        tokenizer = self._whole if begins else self._inner
+        tokens: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return tokens
 
     def _render(self, messages: list[dict[str, Any]], *, generate: bool) -> str:

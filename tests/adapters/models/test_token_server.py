@@ -161,7 +161,8 @@ async def test_a_resume_waits_for_the_slot_of_llama_cpp_that_has_its_cache() -> 
         text = await cut(model, 5)
         length = len(upstream.requests[0]["prompt"])
         other = slot(length + 40, 3)
-        script += [[other, slot(length, 5)], [slot(length, 6), other], [slot(length, 6, busy=False), other]]
+        unused = {"id": 9, "is_processing": False}
+        script += [[unused, other, slot(length, 5)], [slot(length, 6), other], [slot(length, 6, busy=False), other]]
         await collect(await model.open(request([Segment("model", text), TOLD])))
         assert script == []
         # One that ended by itself left its slot.

@@ -12,10 +12,11 @@ from contextlib import asynccontextmanager
 import pytest
 from toy_engine import ToyEngine
 
-from asynclm.adapters.models.local.engine import Sampling
+from asynclm.adapters.models.local.costs import Costs, Curve
+from asynclm.adapters.models.local.engine import OutOfMemoryError, Sampling
 from asynclm.adapters.models.local.generation import Began, Broke, Full, Generation, News, Remark, Wrote
 from asynclm.adapters.models.local.loop import Batching, FullError, StepLoop, StoppedError
-from asynclm.adapters.models.local.traps import Choice, Decision
+from asynclm.adapters.models.local.traps import Choice, CostHandler, Decision
 
 END = 0
 
@@ -294,11 +295,14 @@ class Always:
         self.choice = choice
         self.asked: list[tuple[int, bool]] = []
 
-    def decide(self, tokens: int, expected: float | None, *, crowded: bool, must: bool) -> Decision:
+    def decide(self, tokens: int, wait: float, *, crowded: bool, must: bool) -> Decision:
         self.asked.append((tokens, must))
         if must and self.choice is Choice.KEEP:
             return Decision(Choice.SWAP, "must", {})
         return Decision(self.choice, "always", {"swap": 1.0})
+
+    def worth(self, tokens: int, wait: float) -> float:
+        return 1 / wait
 
 
 @pytest.mark.parametrize("choice", list(Choice))
@@ -322,8 +326,13 @@ async def test_at_a_trap_the_cache_may_go_and_come_back(choice: Choice) -> None:
         await reader.read(5)
         await settled(loop)
         assert engine.sequences[1] == reader.view
-        assert reader.remarks[0].kind == choice
-        assert reader.remarks[0].data["tokens"] == 8
+        chosen = reader.remarks[0]
+        assert chosen.kind == "cache"
+        assert chosen.data.pop("ms") >= 0
+        assert 0 < chosen.data.pop("wait_ms") <= 1000
+        assert chosen.data == {"choice": choice, "why": "always", "tokens": 8, "costs_ms": {"swap": 1.0}}
+        back = [(remark.kind, remark.data["by"], remark.data["tokens"]) for remark in reader.remarks[1:]]
+        assert back == ([] if choice is Choice.KEEP else [("restored", choice, 8 if choice is Choice.SWAP else 9)])
 
 
 async def test_those_that_wait_make_room_for_those_that_write() -> None:
@@ -342,6 +351,91 @@ async def test_those_that_wait_make_room_for_those_that_write() -> None:
         await waiting.read(20)
 
 
+async def test_under_pressure_the_cache_that_is_worth_least_goes_first() -> None:
+    engine = ToyEngine(limit=100)
+    costs = Costs(swap=Curve(each=0.1), recompute=Curve(each=1.0))
+    async with running(engine, traps=CostHandler(costs)) as loop:
+        soon, late = Reader(loop, engine, list(range(1, 31))), Reader(loop, engine, list(range(101, 131)))
+        for reader, expected in ((soon, 0.5), (late, 50.0)):
+            await reader.read(1)
+            reader.pause(expected)
+            while not reader.news:
+                await asyncio.sleep(0)
+        assert [reader.news[-1].data["choice"] for reader in (soon, late)] == ["keep", "keep"]  # type: ignore[union-attr]
+        writer = Reader(loop, engine, list(range(201, 241)))
+        await writer.read(20)
+        gone = late.news[-1]
+        assert isinstance(gone, Remark)
+        assert gone.data["choice"] == "swap"
+        assert gone.data["why"] == "its memory is needed"
+        assert gone.data["costs_ms"] == {"swap": pytest.approx(3.1), "recompute": pytest.approx(31.0)}
+        assert engine.memory().swapped_tokens == 31
+        assert len(engine.sequences[1]) == 31, "the other one stays"
+
+
+async def test_a_cache_goes_at_once_where_those_that_queue_would_fill_the_memory() -> None:
+    engine = ToyEngine(limit=100)
+    costs = Costs(swap=Curve(each=1.0), recompute=Curve(each=0.1))
+    async with running(engine, traps=CostHandler(costs), max_running=2) as loop:
+        reader, writer = Reader(loop, engine, list(range(1, 31))), Reader(loop, engine, list(range(51, 81)))
+        await reader.read(1)
+        await writer.read(1)
+        queued = Reader(loop, engine, list(range(101, 131)))
+        reader.pause(5.0)
+        await queued.read(1)
+        assert engine.memory().swapped_tokens == 0
+        assert ("drop", 1) in engine.events
+        remark = reader.news[-1]
+        assert isinstance(remark, Remark)
+        assert remark.data["why"] in ("the cheapest way for such a wait", "its memory is needed")
+
+
+@pytest.mark.parametrize("refusing", [False, True])
+async def test_what_the_host_has_no_room_for_is_computed_again(refusing: bool) -> None:
+    class Host(ToyEngine):
+        def swap_out(self, sequence: int) -> None:
+            if refusing:
+                raise OutOfMemoryError("no pinned memory")
+            super().swap_out(sequence)
+
+    engine = Host(limit=100)
+    if not refusing:
+        engine.host[999] = [1] * 95  # others
+    async with running(engine, traps=Always(Choice.SWAP)) as loop:
+        reader = Reader(loop, engine, [1, 2, 3])
+        await reader.read(5)
+        reader.pause(expected=1.0)
+        asking = asyncio.create_task(reader.next())
+        while not reader.remarks:
+            await asyncio.sleep(0)
+        reader.inject([9])
+        await asking
+        await reader.read(5)
+        await settled(loop)
+        assert engine.sequences[1] == reader.view
+        assert [(remark.kind, remark.data["tokens"]) for remark in reader.remarks] == [("cache", 8), ("restored", 9)]
+        assert reader.remarks[0].data["choice"] == "recompute"
+        assert reader.remarks[0].data["why"].endswith("the host has no room")
+
+
+async def test_what_is_lost_twice_is_told_of_once_it_is_all_there_again() -> None:
+    engine = ToyEngine(limit=100, context=200)
+    async with running(engine, chunk=8, busy_chunk=8) as loop:
+        older = Reader(loop, engine, list(range(1, 41)))
+        younger = Reader(loop, engine, list(range(101, 141)))
+        await older.read(1)
+        await younger.read(1)
+        more = asyncio.create_task(younger.read(40))
+        await older.read(50)
+        older.close()
+        await more
+        kinds = [remark.kind for remark in younger.remarks]
+        assert kinds[0] == "cache"
+        assert kinds[-1] == "restored"
+        assert "restored" not in kinds[:-1] or kinds == ["cache", "restored"] * (len(kinds) // 2)
+        assert younger.remarks[-1].data["tokens"] >= 41
+
+
 async def test_where_two_do_not_fit_the_younger_is_computed_again_later() -> None:
     engine = ToyEngine(limit=100, context=200)
     async with running(engine) as loop:
@@ -354,7 +448,9 @@ async def test_where_two_do_not_fit_the_younger_is_computed_again_later() -> Non
         older.close()
         await more
         await settled(loop)
-        assert any(remark.kind == "preempted" for remark in younger.remarks)
+        (preempted, back) = younger.remarks
+        assert (preempted.kind, preempted.data["choice"]) == ("cache", "recompute")
+        assert (back.kind, back.data["by"]) == ("restored", "recompute")
         assert engine.sequences[2] == younger.view
 
 
