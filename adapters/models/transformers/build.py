@@ -18,13 +18,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from asynclm.adapters.models.local.engine import OutOfMemoryError
+from asynclm.adapters.models.protocol import LoadError
 from asynclm.adapters.models.transformers.arena import Arena, LayerShape, bytes_per_token
 from asynclm.adapters.models.transformers.attention import UnsupportedError
 from asynclm.adapters.models.transformers.check import replace_attention, varlen_works
 from asynclm.adapters.models.transformers.convert import convert_again, converted
 from asynclm.adapters.models.transformers.cores import cores
 from asynclm.adapters.models.transformers.engine import TransformersEngine
-from asynclm.adapters.models.transformers.load import Loaded, LoadError, LoadOptions, cache_folder
+from asynclm.adapters.models.transformers.load import Loaded, LoadOptions, cache_folder
 from asynclm.adapters.models.transformers.memory import free_bytes
 from asynclm.adapters.models.transformers.pieces import UnknownTokenizerError
 from asynclm.adapters.models.transformers.source import Source, find, one_line
@@ -38,6 +39,10 @@ _PAGE: Final = {"cpu": 32, "cuda": 256}
 _DEFAULT_CONTEXT: Final = 2048
 
 logger = logging.getLogger(__name__)
+
+
+class _BrokenFilesError(LoadError):
+    """What should be a model's files can't be read as such."""
 
 
 def build(options: LoadOptions, progress: Callable[[str], None]) -> Loaded:
@@ -55,12 +60,12 @@ def build(options: LoadOptions, progress: Callable[[str], None]) -> Loaded:
         folder = converted(source.path, cache, progress) if is_gguf else source.path
         try:
             model, tokenizer = _read(folder, dtype, device)
-        except LoadError:
+        except _BrokenFilesError:
             if not is_gguf:
                 raise
-            # What the cache holds is broken: made anew, once.
+            # What the cache of converted files holds is broken: it is made anew, once.
             model, tokenizer = _read(convert_again(source.path, cache, progress), dtype, device)
-        vocabulary_size = model.get_output_embeddings().weight.shape[0]
+        vocabulary_size = _vocabulary_size(model)
         layers = _replace_attention(model, source, vocabulary_size, dtype, device)
         try:
             vocabulary = TransformersVocabulary(tokenizer, vocabulary_size, _ends(model))
@@ -117,9 +122,9 @@ def _read(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, 
         kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
         config = AutoConfig.from_pretrained(folder, **where)
     except OSError as error:
-        raise LoadError(f"{folder} can't be read: {one_line(error)}") from None
+        raise _BrokenFilesError(f"{folder} can't be read: {one_line(error)}") from None
     except (ValueError, KeyError, AttributeError) as error:
-        raise LoadError(
+        raise _BrokenFilesError(
             f"{folder} holds no model that transformers {transformers.__version__} knows: {one_line(error)}"
         ) from None
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -127,7 +132,7 @@ def _read(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, **where)
     except Exception as error:  # tokenizers raises Exception itself
-        raise LoadError(f"the tokenizer in {folder} can't be read: {one_line(error)}") from None
+        raise _BrokenFilesError(f"the tokenizer in {folder} can't be read: {one_line(error)}") from None
     if not getattr(tokenizer, "is_fast", False):
         raise LoadError(f"the tokenizer in {folder} has no tokenizer.json, which the engine needs")
     try:
@@ -138,7 +143,7 @@ def _read(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, 
     except (MemoryError, torch.OutOfMemoryError):
         raise LoadError(_no_memory(device, dtype)) from None
     except (SafetensorError, OSError) as error:
-        raise LoadError(f"the weights in {folder} can't be read (truncated?): {one_line(error)}") from None
+        raise _BrokenFilesError(f"the weights in {folder} can't be read (truncated?): {one_line(error)}") from None
     except (RuntimeError, ValueError, ImportError, KeyError) as error:
         if "can't allocate memory" in str(error):
             raise LoadError(_no_memory(device, dtype)) from None
@@ -187,6 +192,12 @@ def _arena(tokens: int | None, layers: dict[int, LayerShape], dtype: torch.dtype
         return Arena(layers, tokens=tokens, page=page, dtype=dtype, device=device)
     except OutOfMemoryError as error:
         raise LoadError(f"{one_line(error)}: give kv_tokens a smaller number") from None
+
+
+def _vocabulary_size(model: Any) -> int:
+    head = model.get_output_embeddings()
+    size: int = head.out_features if hasattr(head, "out_features") else model.config.get_text_config().vocab_size
+    return size
 
 
 def _context(model: Any) -> int:

@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from asynclm.adapters.models.transformers.load import LoadError
+from asynclm.adapters.models.protocol import LoadError
 from asynclm.adapters.models.transformers.source import one_line
 
 _MAGIC: Final = b"GGUF"
@@ -28,14 +28,20 @@ _DONE: Final = "asynclm-converted"  # written last
 def converted(file: Path, cache: Path, progress: Callable[[str], None]) -> Path:
     """The folder with the model of a GGUF file; converts it if that isn't done yet. Raises `LoadError`."""
     folder = cache / "gguf" / _key(file)
-    if (folder / _DONE).is_file():
-        return folder
-    return convert_again(file, cache, progress)
+    if not (folder / _DONE).is_file():
+        _into(folder, file, progress)
+    return folder
 
 
 def convert_again(file: Path, cache: Path, progress: Callable[[str], None]) -> Path:
-    """Convert in any case, and put the result in the place of what is there."""
+    """Convert though it seems to be done: what the cache holds is broken."""
     folder = cache / "gguf" / _key(file)
+    _remove(folder)
+    _into(folder, file, progress)
+    return folder
+
+
+def _into(folder: Path, file: Path, progress: Callable[[str], None]) -> None:
     progress(f"converting {file.name} ({file.stat().st_size / 1e6:.0f} MB), once ...")
     with file.open("rb") as stream:
         if stream.read(len(_MAGIC)) != _MAGIC:
@@ -51,7 +57,6 @@ def convert_again(file: Path, cache: Path, progress: Callable[[str], None]) -> P
         _put(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return folder
 
 
 def _convert(file: Path, target: Path) -> None:
@@ -92,22 +97,28 @@ def _is_small(file: Path) -> bool:
 
 
 def _put(work: Path, folder: Path) -> None:
-    """Rename, over what is there (another process may have been faster, or it is to be replaced)."""
-    for _ in range(3):
+    """Give it its name. Where another process was faster, its work is as good; what is there but isn't whole goes."""
+    try:
+        work.rename(folder)
+    except OSError:
+        if (folder / _DONE).is_file():
+            return
+        _remove(folder)
         try:
             work.rename(folder)
-        except OSError:
-            aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            with_old = aside / "old"
-            try:
-                folder.rename(with_old)
-            except FileNotFoundError:
-                pass
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-        else:
-            return
-    raise LoadError(f"the converted model can't be put at {folder}")
+        except OSError as error:
+            raise LoadError(f"the converted model can't be put at {folder}: {one_line(error)}") from None
+
+
+def _remove(folder: Path) -> None:
+    """Take it away under another name first, so that nobody finds half of it."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.rename(aside / "broken")
+    except FileNotFoundError:
+        pass
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _key(file: Path) -> str:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from asynclm.adapters.models.transformers.load import LoadError
+from asynclm.adapters.models.protocol import LoadError
 
 EMBEDDED: Final = "embedded"
 _EMBEDDED_NAME: Final = "SmolLM2-135M-Instruct"
