@@ -221,7 +221,7 @@ async def test_a_client_that_leaves_frees_its_cache(when: str) -> None:
             if when == "trap":
                 await called.wait()
                 (run,) = proxy.server.registry.summaries()
-                while not (found := proxy.server.registry.timeline(run.id)) or found.entries[-1].kind != "keep":
+                while not (found := proxy.server.registry.timeline(run.id)) or found.entries[-1].kind != "cache":
                     await asyncio.sleep(0.005)
             else:
                 while engine.memory().used_tokens < (64 if when == "prefill" else 1):
