@@ -89,6 +89,17 @@ x:
     }
 
 
+def laughs(brackets: str) -> str:
+    """Few lines, in which each is nine times the one before."""
+    opening, closing = brackets
+    name = "" if opening == "[" else "n{}: "
+    lines = [f"x0: &x0 {opening}{name and 'n: '}lol{closing}"]
+    for level in range(1, 10):
+        repeated = ", ".join(name.format(number) + f"*x{level - 1} " for number in range(9))
+        lines.append(f"x{level}: &x{level} {opening}{repeated}{closing}")
+    return "\n".join([*lines, "openapi: *x9"])
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -105,6 +116,12 @@ x:
         ("- " * 300_000, "nested deeper than 200 levels"),
         ('{"a":' * 300_000, "it is nested too deeply"),
         ("a: *b", "it is neither JSON nor YAML: line 1, column 4: there is no anchor 'b'"),
+        (laughs("[]"), "it is neither JSON nor YAML: line 8, column "),
+        (laughs("{}"), "aliases repeat too much"),
+        (f"a: &a {'x' * 2**20}\nopenapi: [*a, *a, *a, *a, *a]", "line 2, column 23: aliases repeat too much"),
+        ("a: &a [1, {b: [*a]}]", "it is neither JSON nor YAML: line 1, column 16: 'a' contains itself"),
+        ("a: &a 1\nb: &a {c: *a}", "line 2, column 11: 'a' contains itself"),
+        (f"a: &a {'[' * 150}{']' * 150}\nb: {'[' * 50}*a", "line 2, column 54: nested deeper than 200 levels"),
         ("{[a]: 1}", "it is neither JSON nor YAML: line 1, column 2: a key must be a text"),
         ("a: 1\n---\nb: 2", "it is neither JSON nor YAML: line 2, column 1: a second document begins"),
         ('{"swagger": "2.0", "paths": {}}', "it is of version 2.0 (Swagger); OpenAPI 3.0 and 3.1 are understood"),
