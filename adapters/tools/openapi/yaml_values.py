@@ -68,9 +68,7 @@ class _Builder:
                 if self._documents > 1:
                     raise YamlError(f"{_where(event.start_mark)}a second document begins")
             case yaml.AliasEvent():
-                if event.anchor not in self._anchors:
-                    raise YamlError(f"{_where(event.start_mark)}there is no anchor {str(event.anchor)[:40]!r}")
-                self._alias(event)
+                self._alias(event, str(event.anchor))
             case yaml.ScalarEvent():
                 self._scalar(event)
             case yaml.CollectionStartEvent():
@@ -96,11 +94,13 @@ class _Builder:
                         for key, inner in list(each.items()) if isinstance(each, dict) else ():
                             value.setdefault(key, inner)
 
-    def _alias(self, event: yaml.AliasEvent) -> None:
+    def _alias(self, event: yaml.AliasEvent, anchor: str) -> None:
         """Repeat what stands elsewhere: as often as a person would, and nothing within itself."""
-        extent = self._anchors[event.anchor]
+        if anchor not in self._anchors:
+            raise YamlError(f"{_where(event.start_mark)}there is no anchor {anchor[:40]!r}")
+        extent = self._anchors[anchor]
         if extent is None:
-            raise YamlError(f"{_where(event.start_mark)}{str(event.anchor)[:40]!r} contains itself")
+            raise YamlError(f"{_where(event.start_mark)}{anchor[:40]!r} contains itself")
         self._repeated += extent.size
         if self._repeated > _MAX_REPEATED:
             raise YamlError(f"{_where(event.start_mark)}aliases repeat too much")

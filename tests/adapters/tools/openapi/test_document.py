@@ -1,6 +1,7 @@
 """Reading documents: JSON and YAML, several files, and everything that may be wrong with them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,25 @@ async def test_no_such_file(tmp_path: Path) -> None:
         await load("none.yaml", tmp_path, nothing)
     with pytest.raises(ToolDefinitionError, match="can't be read: Is a directory"):
         await load(".", tmp_path, nothing)
+
+
+async def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    for location in ("pipe", "/dev/zero"):
+        with pytest.raises(ToolDefinitionError, match="can't be read: it is no file"):
+            await load(location, tmp_path, nothing)
+    with pytest.raises(ToolDefinitionError, match="there is no such home folder"):
+        await load("~no-such-user/api.json", tmp_path, nothing)
+
+
+async def test_an_address_is_shown_without_what_may_be_keys(tmp_path: Path) -> None:
+    pages = {"api.json": json.dumps({**SMALL, "a": {"$ref": "b.json?key=s3cret"}}).encode()}
+
+    async def fetch(address: str) -> bytes:
+        return pages.get(address.rpartition("/")[2], b"{")
+
+    with pytest.raises(ToolDefinitionError, match=r"^https://host/b\.json: it is neither JSON nor YAML"):
+        await load("https://ann:s3cret@host/api.json", tmp_path, fetch)
 
 
 async def test_one_that_is_too_large(tmp_path: Path) -> None:
