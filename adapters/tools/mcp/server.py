@@ -176,11 +176,14 @@ class McpServer:
 
     async def _connect(self, listed: Callable[[Sequence[Described]], None]) -> str:
         settings = self._settings
-        transport = (
-            HttpServer(settings, self._environ)
-            if settings.command is None
-            else StdioServer(settings, self._environ, self._base)
-        )
+        try:
+            transport = (
+                HttpServer(settings, self._environ)
+                if settings.command is None
+                else StdioServer(settings, self._environ, self._base)
+            )
+        except RuntimeError:
+            return "it can't be started: there is no such home folder as that of cwd"
         self._connection = Connection(
             self.name, transport, listed, self._wording, start_timeout_s=settings.start_timeout_s
         )

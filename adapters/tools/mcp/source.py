@@ -119,6 +119,9 @@ class McpSource:
 
     def _usable(self, listing: Sequence[Described]) -> list[McpTool]:
         found: dict[str, McpTool] = {}
+        for pattern in self._include or () if listing else ():
+            if not any(wanted(described.name, (pattern,), ()) for described in listing):
+                self._warn(f"include {pattern}", f"include: no tool is called {pattern!r}")
         for described in listing:
             if not wanted(described.name, self._include, self._exclude):
                 continue

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator
 
 import pytest
-from mcp_servers import Opened, opened, real, real_over_http, running
+from mcp_servers import Opened, opened, real, real_over_http, running, script
 
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.options import Options
@@ -161,6 +161,14 @@ async def test_which_tools_and_under_which_names() -> None:
     async with opened(real(), include=["a*", "say-*"], exclude=["ad?"], prefix="demo") as server:
         assert list(server.tools) == ["demo_say_text"]
         assert await server.call("demo_say_text", text="hi") == "hi"
+
+
+async def test_a_pattern_that_is_no_tool_s_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(script(), include=["echo", "gro*", "serch*"]) as server:
+        assert list(server.tools) == ["echo", "grow"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "MCP server script: include: no tool is called 'serch*'"
+    ]
 
 
 async def test_overrides_for_single_tools(caplog: pytest.LogCaptureFixture) -> None:
