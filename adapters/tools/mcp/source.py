@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -107,8 +108,9 @@ class McpSource:
         """Disconnect; end the server's process if it has one."""
         await self.server.aclose()
 
-    def _listed(self, listing: Sequence[Described]) -> None:
-        tools = self._usable(listing)
+    async def _listed(self, listing: Sequence[Described]) -> None:
+        # Odd schemas take long to check, and a server may change hundreds of them every second.
+        tools = await asyncio.to_thread(self._usable, listing)
         for key in self._overrides.keys() - {name for tool in tools for name in tool.names}:
             self._warn(key, f"overrides: there is no tool {key!r}")
         if [tool.spec for tool in tools] == [tool.spec for tool in self._tools]:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from asynclm.adapters.tools.mcp.backoff import Backoff
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.mcp.source import McpSource
 from asynclm.adapters.tools.options import ToolDefinitionError
-from asynclm.cml.tools import CallError
+from asynclm.adapters.tools.toolbox import Toolbox
+from asynclm.cml.tools import CallError, Invocation
 
 
 async def refused(settings: McpSettings, **options: object) -> str:
@@ -180,6 +182,39 @@ async def test_what_it_asks_of_its_client_is_declined() -> None:
         answer = await server.call("ask")
         assert answer["id"] == "s1"
         assert answer["error"]["message"] == "Sampling not supported"
+
+
+MISFITS = """
+import json, sys
+PATTERN = {"type": "object", "properties": {"name": {"type": "string", "pattern": "^(a+)+$"}}}
+TOOLS = [
+    {"name": "slow", "inputSchema": PATTERN, "outputSchema": PATTERN},
+    {"name": "odd", "inputSchema": {"type": "object", "properties": {"a": {"$dynamicRef": "#b"}}}},
+    {"name": "endless", "inputSchema": {"type": "object", "allOf": [{"$ref": "#"}]}},
+]
+RESULTS = {
+    "initialize": {
+        "protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "x", "version": "1"}
+    },
+    "tools/list": {"tools": TOOLS},
+    "tools/call": {"content": [], "structuredContent": {"name": "a" * 40 + "!"}},
+}
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("method") in RESULTS:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": RESULTS[message["method"]]}), flush=True)
+"""
+
+
+async def test_schemas_that_would_hold_up_everything(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of arguments and of results; a tool with one that can't be used takes no other with it."""
+    async with opened(McpSettings(command=sys.executable, args=("-c", MISFITS), name="misfits")) as server:
+        assert list(server.tools) == ["slow"]
+        box = Toolbox(server.tools.values())
+        spec, arguments = box.check(Invocation("slow", (), {"name": "a" * 40 + "!"}))
+        assert await box[spec.name].run(arguments) == {"name": "a" * 40 + "!"}
+    assert "tool 'odd': its schema has no '#b'" in caplog.text
+    assert "tool 'endless': its schema applies itself to one value without end" in caplog.text
 
 
 async def test_a_list_without_end(caplog: pytest.LogCaptureFixture) -> None:

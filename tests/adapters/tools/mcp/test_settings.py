@@ -1,6 +1,8 @@
 """What the config may say of a server."""
 
 import pytest
+from mcp_types import ListToolsResult
+from pydantic import ValidationError
 
 from asynclm.adapters.tools.mcp.backoff import Backoff
 from asynclm.adapters.tools.mcp.settings import McpSettings
@@ -86,3 +88,11 @@ def test_backing_off() -> None:
     assert waits == [pytest.approx(wait, rel=0.11) for wait in (1, 2, 4, 8, 8)]
     assert backoff.after(1.0) == pytest.approx(8, rel=0.11)  # it came up, and went at once
     assert [backoff.after(up) for up in (100.0, 0.0, 0.0)] == [pytest.approx(wait, rel=0.11) for wait in (1, 2, 4)]
+
+
+def test_what_the_protocol_does_not_allow_is_told_with_its_place() -> None:
+    with pytest.raises(ValidationError) as raised:
+        ListToolsResult.model_validate({"tools": [{"name": "a", "inputSchema": "s3cret-text"}]})
+    said = Wording().error(raised.value)
+    assert said.startswith("it sent what the protocol doesn't allow (tools.0.inputSchema: Input should be a valid dict")
+    assert "s3cret" not in said
