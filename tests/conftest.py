@@ -3,11 +3,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis_server import RedisServer, redis_server
 
 # No test speaks TLS to a host outside. Every client that is made, here or in a process that a test starts, would load
 # the system's hundreds of authorities, which takes as long as a test. This file holds one, whose key nobody has.
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "support/authority.pem")
+
+# A machine with other work is no fault of a test: nothing asserts how long something took.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keyword
-import re
 import unicodedata
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -12,11 +11,11 @@ from typing import Final
 from mcp_types import Tool as Described
 from mcp_types import ToolAnnotations
 
+from asynclm.adapters.tools.identifiers import identifier_characters
 from asynclm.adapters.tools.options import Options
 from asynclm.cml.tools import Effect, ToolSpec
 
 _MAX_DESCRIPTION: Final = 4096
-_LETTERS: Final = re.compile(r"\W")
 
 
 def effect_of(annotations: ToolAnnotations | None) -> Effect:
@@ -61,7 +60,7 @@ def callable_name(name: str, prefix: str | None = None) -> str:
 
 
 def _identifier(text: str) -> str:
-    text = _LETTERS.sub("_", text) or "_"
+    text = identifier_characters(text) or "_"
     if keyword.iskeyword(text):
         return f"{text}_"
     return text if text.isidentifier() else f"_{text}"

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from asynclm.adapters.tools.identifiers import identifier_characters
 from asynclm.adapters.tools.openapi.document import Document, Place
 from asynclm.adapters.tools.openapi.operations import Operation
 from asynclm.adapters.tools.openapi.schema import Schemas
@@ -155,8 +156,9 @@ def _free_name(draft: _Draft, taken: Collection[str]) -> str:
 
 def identifier(text: str) -> str:
     """The text as a Python identifier, as close to it as can be."""
-    name = re.sub(r"_*\W+", "_", unicodedata.normalize("NFKC", text)).strip("_") if not text.isidentifier() else text
-    name = unicodedata.normalize("NFKC", name)
+    name = unicodedata.normalize("NFKC", text)
+    if not text.isidentifier():
+        name = re.sub(r"_* +", "_", identifier_characters(name, " ")).strip("_")
     if not name.isidentifier():
         name = f"_{name}"
     return f"{name}_" if keyword.iskeyword(name) else name

@@ -380,6 +380,7 @@ class TestNames:
             ("import", "import_"),
             ("2x", "_2x"),
             ("Über", "Über"),
+            ("to-\U00011fc0-pet", "to_pet"),  # a numeral: a word character, but in no identifier
             (None, "get_pets_by_id_toys"),
             ("", "get_pets_by_id_toys"),
         ],
