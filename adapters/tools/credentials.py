@@ -13,8 +13,12 @@ from asynclm.adapters.tools.http_settings import HttpSettings
 
 _MASK: Final = "[key]"
 _MIN_MASKED: Final = 8  # in results and of fixed headers: shorter values are words more often than keys
-# What fixed headers and parameters that hold a key are called; the others hold versions, formats and the like.
 _SECRET: Final = re.compile(r"auth|key|token|secret|passw|cookie|credential|signature|session", re.IGNORECASE)
+
+
+def named_as_secret(name: str) -> bool:
+    """Whether a header, parameter or variable of this name holds a key: most hold versions, paths and the like."""
+    return _SECRET.search(name) is not None
 
 
 class Credentials:
@@ -47,7 +51,7 @@ class Credentials:
                 if value := key(variable):
                     target[name] = value
         fixed = (*settings.headers.items(), *settings.query.items())
-        secret = [value for name, value in fixed if _SECRET.search(name)]
+        secret = [value for name, value in fixed if named_as_secret(name)]
         keys |= {word for value in secret for word in (value, *value.split()) if len(word) >= _MIN_MASKED}
         forms = {form for word in keys if word for form in (word, quote(word, safe=""), quote_plus(word))}
         self._forms = sorted(forms, key=len, reverse=True)  # what holds another one goes first

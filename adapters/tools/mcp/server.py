@@ -57,6 +57,7 @@ class McpServer:
         self._silence_s = silence_s
         self._backoff = backoff or Backoff()
         self._wording = Wording(settings.secrets(environ))
+        self.keys = settings.keys(environ)
         self._connection: Connection | None = None
         self._first: asyncio.Future[str | None] | None = None
         self._owner: asyncio.Task[None] | None = None

@@ -12,14 +12,14 @@ from typing import Any, Final
 from mcp_types import Tool as Described
 
 from asynclm.adapters.tools.mcp.backoff import Backoff
-from asynclm.adapters.tools.mcp.results import result_value
+from asynclm.adapters.tools.mcp.results import result_value, without_keys
 from asynclm.adapters.tools.mcp.server import McpServer
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.mcp.specs import callable_name, spec_of, wanted
 from asynclm.adapters.tools.options import Options, ToolDefinitionError
 from asynclm.adapters.tools.protocol import Tool
 from asynclm.adapters.tools.toolbox import Toolbox
-from asynclm.cml.tools import ToolSpec
+from asynclm.cml.tools import CallError, ToolSpec
 
 _TIMES_SILENCE: Final = 10  # a call that goes on reporting progress may take so many times the silence
 
@@ -52,7 +52,13 @@ class McpTool:
 
     async def run(self, arguments: dict[str, Any]) -> object:
         """Call it. Raises `CallError`. Cancelling tells the server that the result isn't wanted, and doesn't wait."""
-        return result_value(await self._server.call(self._name, arguments))
+        result = await self._server.call(self._name, arguments)
+        keys = self._server.keys
+        try:
+            value = result_value(result)
+        except CallError as error:
+            raise CallError(error.type, str(without_keys(error.message, keys))) from None
+        return without_keys(value, keys) if keys else value
 
 
 class McpSource:

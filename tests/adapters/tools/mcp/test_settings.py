@@ -75,6 +75,23 @@ def test_what_counts_as_secret() -> None:
     assert McpSettings(command="a", env={"A": "given"}, env_from=("B",)).secrets({"B": "passed"}) == ["given", "passed"]
 
 
+def test_keys_are_what_the_model_must_not_read() -> None:
+    started = McpSettings(
+        command="x",
+        env={"ROOT": "/srv/projects", "API_KEY": "abcd-1234", "PASSWORD": "short"},
+        env_from=("GITHUB_TOKEN", "WORKDIR"),
+    )
+    environ = {"GITHUB_TOKEN": "ghp_123456", "WORKDIR": "/srv/projects", "MCP": "opaque-word", "TEAM": "blue-team-7"}
+    assert started.keys(environ) == ["ghp_123456", "abcd-1234"]
+    reached = McpSettings(
+        url="http://a",
+        bearer_env="MCP",
+        headers_env={"X-Team": "TEAM"},
+        headers={"Authorization": "Basic YWJjZGVmZ2g="},
+    )
+    assert set(reached.keys(environ)) == {"Basic YWJjZGVmZ2g=", "YWJjZGVmZ2g=", "opaque-word", "blue-team-7"}
+
+
 def test_foreign_text_is_put_into_one_line_without_secrets() -> None:
     wording = Wording(["Bearer abcdef-123", "on", "long-password"])
     assert wording.line("it said\n\x1b[31mabcdef-123\r\n on long-password") == "it said  [31m[...] on [...]"
