@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from mcp_types import Tool as Described
 
+from asynclm.adapters.tools.argument_names import with_callable_names
 from asynclm.adapters.tools.mcp.backoff import Backoff
 from asynclm.adapters.tools.mcp.results import result_value, without_keys
 from asynclm.adapters.tools.mcp.server import McpServer
@@ -23,16 +24,21 @@ from asynclm.cml.tools import CallError, ToolSpec
 
 _TIMES_SILENCE: Final = 10  # a call that goes on reporting progress may take so many times the silence
 
+_AS_THEY_ARE: Final[Mapping[str, str]] = {}
+
 logger = logging.getLogger(__name__)
 
 
 class McpTool:
     """A tool of a server."""
 
-    def __init__(self, server: McpServer, name: str, spec: ToolSpec) -> None:
+    def __init__(
+        self, server: McpServer, name: str, spec: ToolSpec, arguments: Mapping[str, str] = _AS_THEY_ARE
+    ) -> None:
         self._server = server
         self._name = name
         self._spec = spec
+        self._arguments = arguments  # the server's names for those that have another one here
 
     @property
     def spec(self) -> ToolSpec:
@@ -48,11 +54,12 @@ class McpTool:
         """The same tool, its name prefixed with the server's: for when another tool has its name."""
         name = callable_name(self._name, callable_name(self._server.name).replace(".", "_"))
         spec = ToolSpec(**{field: getattr(self._spec, field) for field in ToolSpec.__struct_fields__} | {"name": name})
-        return McpTool(self._server, self._name, spec)
+        return McpTool(self._server, self._name, spec, self._arguments)
 
     async def run(self, arguments: dict[str, Any]) -> object:
         """Call it. Raises `CallError`. Cancelling tells the server that the result isn't wanted, and doesn't wait."""
-        result = await self._server.call(self._name, arguments)
+        named = {self._arguments.get(name, name): value for name, value in arguments.items()}
+        result = await self._server.call(self._name, named)
         keys = self._server.keys
         try:
             value = result_value(result)
@@ -136,8 +143,11 @@ class McpSource:
             name = callable_name(described.name, self._prefix)
             override = self._overrides.get(described.name) or self._overrides.get(name) or Options()
             options, name = override.over(self._options), override.name or name
-            spec = spec_of(described, options, name=name, timeout_s=_TIMES_SILENCE * self._silence_s)
-            tool = McpTool(self.server, described.name, spec)
+            parameters, arguments = with_callable_names(described.input_schema)
+            spec = spec_of(
+                described, options, name=name, timeout_s=_TIMES_SILENCE * self._silence_s, parameters=parameters
+            )
+            tool = McpTool(self.server, described.name, spec, arguments)
             try:
                 if name in found:
                     raise ValueError(f"tool {name!r}: there is another one of that name")

@@ -11,15 +11,13 @@
 
 from __future__ import annotations
 
-import keyword
 import re
-import unicodedata
 from collections.abc import Collection, Iterator
 from typing import Any, Final, Literal
 
 import msgspec
 
-from asynclm.adapters.tools.identifiers import identifier_characters
+from asynclm.adapters.tools.identifiers import identifier
 from asynclm.adapters.tools.openapi.document import Document, Place
 from asynclm.adapters.tools.openapi.operations import Operation
 from asynclm.adapters.tools.openapi.schema import Schemas
@@ -152,16 +150,6 @@ def _free_name(draft: _Draft, taken: Collection[str]) -> str:
     while name in taken:
         name, number = f"{base}_{number}", number + 1
     return name
-
-
-def identifier(text: str) -> str:
-    """The text as a Python identifier, as close to it as can be."""
-    name = unicodedata.normalize("NFKC", text)
-    if not text.isidentifier():
-        name = re.sub(r"_* +", "_", identifier_characters(name, " ")).strip("_")
-    if not name.isidentifier():
-        name = f"_{name}"
-    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def _parameters(document: Document, operation: Operation) -> Iterator[_Draft]:

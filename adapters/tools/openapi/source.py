@@ -16,9 +16,10 @@ from yarl import URL
 from asynclm.adapters.tools.http import HttpClient, HttpRequest
 from asynclm.adapters.tools.http_answer import value
 from asynclm.adapters.tools.http_settings import HttpSettings
+from asynclm.adapters.tools.identifiers import identifier
 from asynclm.adapters.tools.openapi.document import MAX_BYTES, Document, load, without_secrets
 from asynclm.adapters.tools.openapi.operations import Operation, base_url, operations, server, wanted
-from asynclm.adapters.tools.openapi.parameters import Signature, UnsupportedError, identifier, signature
+from asynclm.adapters.tools.openapi.parameters import Signature, UnsupportedError, signature
 from asynclm.adapters.tools.openapi.schema import shortened
 from asynclm.adapters.tools.openapi.serialization import request
 from asynclm.adapters.tools.options import Options, ToolDefinitionError

@@ -184,6 +184,33 @@ async def test_what_it_asks_of_its_client_is_declined() -> None:
         assert answer["error"]["message"] == "Sampling not supported"
 
 
+UNWRITABLE = """
+import json, sys
+SCHEMA = {"type": "object", "properties": {"file-path": {"type": "string"}, "from": {"type": "integer"}}}
+for line in sys.stdin:
+    message = json.loads(line)
+    match message.get("method"):
+        case "initialize":
+            info = {"name": "x", "version": "1"}
+            result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": info}
+        case "tools/list":
+            result = {"tools": [{"name": "read", "inputSchema": {**SCHEMA, "required": ["file-path"]}}]}
+        case "tools/call":
+            result = {"content": [], "structuredContent": message["params"]["arguments"]}
+        case _:
+            continue
+    print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"""
+
+
+async def test_arguments_that_no_call_can_be_written_with() -> None:
+    async with opened(McpSettings(command=sys.executable, args=("-c", UNWRITABLE), name="odd")) as server:
+        box = Toolbox(server.tools.values())
+        spec, arguments = box.check(Invocation("read", ("a",), {"from_": 1}))
+        assert spec.parameters["required"] == ["file_path"]
+        assert await box["read"].run(arguments) == {"file-path": "a", "from": 1}
+
+
 MISFITS = """
 import json, sys
 PATTERN = {"type": "object", "properties": {"name": {"type": "string", "pattern": "^(a+)+$"}}}
