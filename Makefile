@@ -13,8 +13,10 @@ help:                           ## this list
 demo: $(VENV)/.installed        ## BFCL tasks through client, proxy and simulated model, with a picture of each run
 	@$(BIN)/asynclm demo
 
-test: $(VENV)/.installed        ## the whole test suite; ARGS="tests/cml -x" goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+# Tests start some hundred Python processes, which need not compile our modules each time, whatever the shell says.
+test: export PYTHONDONTWRITEBYTECODE :=
+test: $(VENV)/.installed        ## the whole test suite; ARGS="tests/cml -x" goes to pytest, "-n0" is one after the other
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 check: lint types test          ## lint, types and tests
 

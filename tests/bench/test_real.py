@@ -1,8 +1,10 @@
 """Real time over HTTP: right under every method, and the virtual clock's figures are its own."""
 
 import asyncio
+import math
 import statistics
 
+import msgspec
 import pytest
 
 from asynclm.bench import evaluation, real
@@ -56,8 +58,8 @@ def test_a_run_that_fails_is_one_line() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_virtual_and_real_time_agree() -> None:
-    """Within 5%, in the median over the cases, for every method. Another load on the machine may spoil a measurement,
-    so that it may be repeated; a virtual clock that is wrong is wrong each time.
+    """Within 5%, in the median over the cases, for every method. Another load on the machine makes a run slower, none
+    faster: a case counts by its quickest run, and what is off is run again. A virtual clock that is wrong stays so.
     """
     plan = Plan(
         dataset="multi-step-parallel",
@@ -66,17 +68,15 @@ def test_virtual_and_real_time_agree() -> None:
         settings=(Setting(ttft_ms=150.0, tpot_ms=5.0, tool_ms=110.0),),
         methods=("sync", "parallel", "immediate", "coalesce", "fork", "in-sequence"),
     )
-    virtual = evaluation.evaluate(plan, 1, ignore)
-    for _ in range(4):
-        measured = asyncio.run(real.evaluate(plan, 3, ignore))
-        ratios = {
-            method: statistics.median(
-                each.latency_s / exact.latency_s
-                for each, exact in zip(measured, virtual, strict=True)
-                if exact.method == method
-            )
-            for method in plan.methods
-        }
-        if all(0.95 <= ratio <= 1.05 for ratio in ratios.values()):
+    exact = {(each.method, each.case): each.latency_s for each in evaluation.evaluate(plan, 1, ignore)}
+    ratios = dict.fromkeys(exact, math.inf)
+    off: dict[str, float] = dict.fromkeys(plan.methods, math.inf)
+    for _ in range(8):
+        for each in asyncio.run(real.evaluate(msgspec.structs.replace(plan, methods=tuple(off)), 3, ignore)):
+            case = each.method, each.case
+            ratios[case] = min(ratios[case], each.latency_s / exact[case])
+        medians = {method: statistics.median(ratios[case] for case in ratios if case[0] == method) for method in off}
+        off = {method: median for method, median in medians.items() if not 0.95 <= median <= 1.05}
+        if not off:
             return
-    pytest.fail(f"real time over virtual: {ratios}")
+    pytest.fail(f"real time over virtual: {off}")

@@ -15,6 +15,7 @@ from upstream import Answer, Body, ScriptedUpstream
 
 from asynclm.adapters.models.simulated.task import Node, Task, encode_task
 from asynclm.cml.machine import POLICIES
+from asynclm.proxy.client_tools import python_name
 
 QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Do it."}]
 ASK = "[CALL] a [HEAD] ask_user(question='Sure?') [END]\n"
@@ -506,3 +507,11 @@ async def test_earlier_rounds_stand_among_the_messages() -> None:
     lost, given = answered["content"].split("\n")
     assert "no_result" in lost
     assert given == "[INTR] c2 [HEAD] [1,2] [END]"
+
+
+@pytest.mark.parametrize(
+    ("name", "known_as"),
+    [("ask-user", "ask_user"), ("to.import", "to._import"), ("\U00011fc0-x", "__x"), ("2x", "_2x")],
+)
+def test_names_that_calls_can_be_written_with(name: str, known_as: str) -> None:
+    assert python_name(name) == known_as
