@@ -13,7 +13,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from asynclm.bench import report
+from asynclm.bench import report, traps
 from asynclm.bench.evaluation import Plan, UnknownCaseError
 from asynclm.bench.evaluation import evaluate as virtually
 from asynclm.bench.flags import BOTH, DATASETS, KINDS, add_kind
@@ -38,10 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for name, text in KINDS.items():
         add_kind(kinds.add_parser(name, help=text, description=f"asynclm bench {name}: {text}."), name)
+    description = f"asynclm bench {traps.KIND}: {traps.HELP}."
+    traps.add_arguments(kinds.add_parser(traps.KIND, help=traps.HELP, description=description))
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `asynclm bench`; returns the exit status (1: something went wrong, 2: it can't begin)."""
+    if args.kind == traps.KIND:
+        return traps.run(args)
     console = Console()
     try:
         _check(args)

@@ -1,4 +1,5 @@
-"""Pictures of evaluations, as PNG, SVG or PDF: `draw` for a report, `draw_timeline` for the runs of one case.
+"""Pictures of evaluations, as PNG, SVG or PDF: `draw` for a report, `draw_timeline` for the runs of one case,
+`draw_regions` for what is best at a trap.
 
 Everything is drawn with matplotlib's `Figure` alone: no pyplot, no window, nothing global. The functions that make a
 `Figure` write no file, and those that write one know nothing of what is on it.
@@ -12,13 +13,15 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
+from asynclm.adapters.models.local.calibration import Measurement
 from asynclm.bench.results import Report, Result
 
 from .bars import bars
 from .heatmap import heat_map
+from .regions import regions
 from .timeline import timelines
 
-__all__ = ["draw", "draw_timeline", "figure"]
+__all__ = ["check", "draw", "draw_regions", "draw_timeline", "figure"]
 
 _DPI: Final = 200
 # Nothing that changes from one drawing of the same figures to the next.
@@ -61,6 +64,12 @@ def draw_timeline(results: Sequence[Result], path: Path) -> None:
     """
     check(path)
     _save(timelines(results), path)
+
+
+def draw_regions(measurement: Measurement, path: Path) -> None:
+    """Draw what is best for a cache at a trap, by context length and wait. Raises as `draw` does."""
+    check(path)
+    _save(regions(measurement), path)
 
 
 def check(path: Path) -> None:

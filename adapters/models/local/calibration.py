@@ -26,6 +26,7 @@ VERSION: Final = 1  # of what is measured, and of the file
 _SHORTEST: Final = 16  # tokens
 _TIMES: Final = 3  # that a thing is measured, at most; the shortest counts
 _LEAST_MS: Final = 1e-4
+_BENT: Final = 512  # tokens; of shorter sequences alone nobody can tell what attention's square comes to at long ones
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -46,9 +47,13 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     points: list[Point]
 
     def costs(self) -> Costs:
-        """The curves through the points. Raises ValueError if they can't be from any measurement."""
+        """The curves through the points; straight ones, where only short sequences were measured.
+
+        Raises ValueError if the points can't be from any measurement.
+        """
         swap = fit([(point.tokens, point.swap_out + point.swap_in) for point in self.points], 1)
-        return Costs(swap, fit([(point.tokens, point.recompute) for point in self.points], 2))
+        degree = 2 if any(point.tokens >= _BENT for point in self.points) else 1
+        return Costs(swap, fit([(point.tokens, point.recompute) for point in self.points], degree))
 
 
 def measured(

@@ -70,8 +70,14 @@ def test_it_takes_about_the_time_that_it_may_and_the_curves_reach_beyond(slower:
     engine = TimedEngine(slower=slower)
     found = measure(engine, chunk=512, seconds=1.5, clock=engine.clock)
     assert engine.now < 1.5
-    assert found.points[-1].tokens >= 64
-    assert found.costs().recompute(8000) == pytest.approx(RECOMPUTE(8000) * slower, rel=1e-2)
+    longest = found.points[-1].tokens
+    assert longest >= 64
+    recompute = found.costs().recompute
+    if longest >= 512:
+        assert recompute(8000) == pytest.approx(RECOMPUTE(8000) * slower, rel=1e-2)
+    else:
+        assert recompute.square == 0, "it can't be known yet"
+        assert recompute(longest) == pytest.approx(RECOMPUTE(longest) * slower, rel=0.1)
 
 
 def test_however_slow_it_is_something_is_measured() -> None:
