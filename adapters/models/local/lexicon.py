@@ -18,8 +18,11 @@ from .vocabulary import Vocabulary
 
 Mask = npt.NDArray[np.int32]
 
-# Sets of tokens that can be told at once to be all right inside a string literal, in either kind of quotes.
-_SLICES: Final = [rf"[^'\"\\\x00-\x1F\x7F]{count}" for count in ("{1,10}", "{1,30}", "+")]
+# Sets of tokens that can be told at once to be all right, in a name or inside a string literal of either quotes.
+_SLICES: Final = [
+    r"[A-Za-z0-9_]{1,20}",
+    *(rf"[^'\"\\\x00-\x1F\x7F]{count}" for count in ("{1,10}", "{1,30}", "+")),
+]
 
 _shared: WeakKeyDictionary[Vocabulary, Lexicon] = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -50,6 +53,7 @@ class Lexicon:
         meaning[list(b"'\"\\\n<")] |= MARK
         self.flags = np.bitwise_or.reduceat(meaning[letters], self._starts).tobytes()
         self.scanner = Scanner(self.pieces)
+        self._containing: dict[bytes, list[int]] = {}
         self._tokenizer: llguidance.LLTokenizer | None = None
 
     @classmethod
@@ -68,12 +72,17 @@ class Lexicon:
 
     def containing(self, part: bytes) -> list[int]:
         """The tokens that hold `part`, which is not empty, anywhere; a token may be named more than once."""
+        known = self._containing.get(part)
+        if known is not None:
+            return known
         places: list[int] = []
         at = self._text.find(part)
         while at >= 0:
             places.append(at)
             at = self._text.find(part, at + 1)
-        return [int(token) for token in np.searchsorted(self._starts, places, side="right") - 1]
+        found = [int(token) for token in np.searchsorted(self._starts, places, side="right") - 1]
+        self._containing[part] = found
+        return found
 
     def without(self, tokens: Iterable[int]) -> Mask:
         """A mask of all tokens but these. It can't be written to."""

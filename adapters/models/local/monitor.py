@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import llguidance
 
@@ -38,6 +38,13 @@ _LIMITS: Final = llguidance.LLParserLimits(
 _TOKENS: Final = tuple(token.encode() for token in (CALL, INTR, TRAP))
 
 
+class _Opening(NamedTuple):
+    """A block that was opened: a matcher that stands where the token ended, and what may come next."""
+
+    matcher: llguidance.LLMatcher
+    mask: Mask
+
+
 class Rules:
     """What a model may write that has this vocabulary and these tools; shared by all of its sequences.
 
@@ -55,7 +62,7 @@ class Rules:
         self._compiled = False
         self._lexicon: Lexicon | None = None
         self._masks: dict[State, Mask | None] = {}
-        self._openings: dict[tuple[str, bytes], bool] = {}
+        self._openings: dict[tuple[str, bytes], _Opening | None] = {}
 
     def monitor(self) -> Monitor:
         """A monitor for a new sequence."""
@@ -78,20 +85,32 @@ class Rules:
             self._lexicon = Lexicon.of(self._vocabulary)
         return self._lexicon
 
-    def opened(self, block: str, inside: bytes) -> llguidance.LLMatcher | None:
-        """A matcher for a block that was opened, behind `inside`, what of the token stands in the block.
+    def opening(self, block: str, inside: bytes) -> _Opening | None:
+        """A block that was opened by a token, of which `inside` stands in the block.
 
         None: such a block is not constrained, or can't go on like that.
         """
         if not self.constrain:
             return None
+        key = (block, inside)
+        if key not in self._openings:
+            self._openings[key] = self._open(block, inside)
+        return self._openings[key]
+
+    def _open(self, block: str, inside: bytes) -> _Opening | None:
         self.prepare()
         template = self._call if block is CALL else self._trap
         if template is None:
             return None
         matcher = template.deep_copy()
         letters = self.lexicon.letters(inside)
-        return matcher if matcher.try_consume_tokens(letters) == len(letters) else None
+        if matcher.try_consume_tokens(letters) != len(letters):
+            return None
+        closed = matcher.is_accepting()
+        # Any token may be the beginning of a name: made once, this mask costs nothing where it would cost the most.
+        mask = self.lexicon.mask_of(matcher)
+        mask.flags.writeable = False
+        return _Opening(matcher, mask) if closed or mask.any() else None
 
     def mask(self, state: State) -> Mask | None:
         """What may come next where no matcher says so. The same array for the same state; it can't be written to."""
@@ -121,24 +140,18 @@ class Rules:
         if move.first is None or not self.constrain:
             return True
         block, inside = move.first
-        if block is TRAP and not inside.strip():  # need not wait for a grammar
+        if not inside.strip() and (block is TRAP or self._tools):  # need not wait for a grammar
             return True
-        allowed = self._openings.get(move.first)
-        if allowed is None:
-            if block is CALL and self._tools and not inside.strip():
-                return True
-            allowed = self._openings[move.first] = self.opened(block, inside) is not None
-        return allowed
+        return self.opening(block, inside) is not None
 
     def _call_matcher(self, tokenizer: llguidance.LLTokenizer) -> llguidance.LLMatcher | None:
         matcher = _compile(tokenizer, call_grammar(self._tools))
         if matcher is not None:
             return matcher
         loose = {tool.name for tool in self._tools if not _valid(call_grammar([tool]))}
-        _log.warning(
-            "no grammar for the arguments of %s: they may be any literals", ", ".join(sorted(loose)) or "tools"
-        )
-        return _compile(tokenizer, call_grammar(self._tools, loose=loose or {tool.name for tool in self._tools}))
+        loose = loose or {tool.name for tool in self._tools}  # each is fine by itself: together they are too much
+        _log.warning("no grammar for the arguments of %s: they may be any literals", ", ".join(sorted(loose)))
+        return _compile(tokenizer, call_grammar(self._tools, loose=loose))
 
 
 class Monitor:
@@ -147,7 +160,7 @@ class Monitor:
     It knows what the runtime has told it of: tokens that were sampled (`take`), and those put in between (`told`).
     """
 
-    __slots__ = ("_flags", "_lexicon", "_matcher", "_rules", "_scanner", "_state")
+    __slots__ = ("_first", "_flags", "_lexicon", "_matcher", "_rules", "_scanner", "_state")
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
@@ -156,6 +169,7 @@ class Monitor:
         self._scanner = rules.lexicon.scanner
         self._state = self._scanner.start
         self._matcher: llguidance.LLMatcher | None = None
+        self._first: Mask | None = None  # what may come next, right behind the token that opened a block
 
     @property
     def critical(self) -> bool:
@@ -166,11 +180,15 @@ class Monitor:
     def take(self, token: int) -> None:
         """A sampled token has become part of the sequence."""
         state = self._state
+        self._first = None
         if self._flags[token] & state.care:
             move = state.moves.get(token) or self._scanner.move(state, token)
             self._state = after = move.state
             if move.inside is not None:
-                self._matcher = self._rules.opened(after.mode, move.inside)
+                opening = self._rules.opening(after.mode, move.inside)
+                self._matcher = None
+                if opening is not None:
+                    self._matcher, self._first = opening.matcher.deep_copy(), opening.mask
                 return
             if not after.block:
                 self._matcher = None
@@ -184,7 +202,7 @@ class Monitor:
 
         What the model has not written can't have been the beginning of thinking, or its end.
         """
-        self._matcher = None
+        self._matcher = self._first = None
         if self._state.mode is not START or self._state.held:
             self._state = self._scanner.text
 
@@ -193,6 +211,8 @@ class Monitor:
         matcher = self._matcher
         if matcher is None:
             return self._rules.mask(self._state)
+        if self._first is not None:
+            return self._first
         mask = self._lexicon.mask_of(matcher)
         if matcher.is_error() or not mask.any():
             _log.warning("no token is valid in the block that is open: %s", matcher.get_error()[:500] or "dead end")

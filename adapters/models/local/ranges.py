@@ -8,7 +8,12 @@ from typing import Final
 _MAX_DIGITS: Final = 300
 
 # A number with an exponent, as Python and JSON write them: from 5e-324 to 1.7976931348623157e+308, never infinite.
-_HUGE: Final = r"1(\.([0-6][0-9]*|7[0-8][0-9]*|79[0-6][0-9]*|7976931348623157))?[eE]\+?308"
+_MOST: Final = "7976931348623157"  # behind the point
+_BELOW: Final = "|".join(
+    [_MOST[:n] for n in range(1, len(_MOST) + 1)]
+    + [f"{_MOST[:n]}[0-{int(digit) - 1}][0-9]*" for n, digit in enumerate(_MOST)]
+)
+_HUGE: Final = rf"1(\.({_BELOW}))?[eE]\+?308"
 EXPONENTIAL: Final = (
     r"(0|[1-9][0-9]{0,15})(\.[0-9]+)?[eE]([+-]?[0-9]{1,2}|\+?1[0-9]{2}|-[0-9]{1,3})"
     r"|[0-9](\.[0-9]+)?[eE]\+?(2[0-9]{2}|30[0-7])|" + _HUGE

@@ -80,17 +80,24 @@ class Values:
         if python:
             single = rf"'([^'\\\n\r\x00]|{_PYTHON_ESCAPE})*'"
             double = rf"\"([^\"\\\n\r\x00]|{_PYTHON_ESCAPE})*\""
-            string = f"{single}|{double}|{_triple(chr(39))}|{_triple(chr(34))}"
+            string = f"{single}|{double}"
+            # Apart from the others: right behind a quote llguidance can tell at once what plain text may follow in
+            # either, but not in one that may be both.
+            long = f"{upper}LONG: /{_triple(chr(39))}|{_triple(chr(34))}/"
+            self._text = f"{upper}STRING | {upper}LONG"
             words = '"True" | "False" | "None" | "true" | "false" | "null"'
         else:
             string = rf'"([^"\\\x00-\x1f]|{_JSON_ESCAPE})*"'
             words = '"true" | "false" | "null"'
+            long = ""
+            self._text = f"{upper}STRING"
         self.rules += [
+            long,
             f"{upper}STRING: /{string}/",
             f"{upper}INTEGER: /{ranges.integers(None, None)}/",
             f"{upper}NUMBER: /{ranges.decimals(None, None)}|-?({ranges.EXPONENTIAL})/",
             f"{upper}WORD: {words}",
-            f"{prefix}any: {upper}STRING | {upper}NUMBER | {upper}WORD | {prefix}list | {prefix}dict",
+            f"{prefix}any: {self._text} | {upper}NUMBER | {upper}WORD | {prefix}list | {prefix}dict",
             f"{prefix}list: LBRACK RBRACK | LBRACK {prefix}items RBRACK",
             f"{prefix}items: {prefix}any | {prefix}items COMMA {prefix}any",
             f"{prefix}dict: LBRACE RBRACE | LBRACE {prefix}pairs RBRACE",
@@ -148,7 +155,7 @@ class Values:
         pattern = schema.get("pattern")
         matching = patterns.whole(pattern) if isinstance(pattern, str) else None
         if not least and most is None and matching is None:
-            return f"{self._upper}STRING"
+            return self._text
         if most is not None and most < least:
             return ""
         count = f"{{{least},{'' if most is None else most}}}"

@@ -4,6 +4,7 @@ import re
 from functools import cache
 from random import Random
 
+import llguidance
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from monitored import allowed, wander, write
 from vocabularies import FAMILIES, ToyVocabulary, vocabulary
 
+from asynclm.adapters.models.local import monitor as monitor_module
 from asynclm.adapters.models.local.monitor import Rules
 from asynclm.adapters.tools.toolbox import Toolbox
 from asynclm.cml import events
@@ -411,13 +413,16 @@ def test_a_token_that_was_forced_on_a_call_frees_the_rest_of_it(caplog):
     assert write(monitor, words, words.encode("[CALL] b [HEAD] unknown(")) is not None
 
 
-def test_a_schema_without_a_grammar_leaves_its_tool_any_literals(caplog, monkeypatch):
+def test_a_schema_that_is_too_much_for_a_grammar_leaves_its_tool_any_literals(caplog, monkeypatch):
     words = vocabulary("gpt2")
-    endless = {"type": "object", "properties": {"x": {"$ref": "#/$defs/X"}}, "required": ["x"]}
-    endless["$defs"] = {"X": {"type": "array", "items": {"$ref": "#/$defs/X"}, "minItems": 1, "maxItems": 1}}
-    monitor = Rules(words, [WEATHER, ToolSpec(name="odd", parameters=endless)]).monitor()
-    assert write(monitor, words, words.encode("[CALL] odd(x=")) is None
-    assert allowed(monitor, words)
+    monkeypatch.setattr(monitor_module, "_LIMITS", llguidance.LLParserLimits(max_grammar_size=2_500))
+    properties = {f"p{n}": {"type": "integer"} for n in range(200)}
+    rules = Rules(words, [WEATHER, ToolSpec(name="odd", parameters={"type": "object", "properties": properties})])
+    for call, fine in (("odd(p1='x')", True), ("temperature(city='x')", True), ("temperature(city=1)", False)):
+        monitor = rules.monitor()
+        stuck = write(monitor, words, words.encode(f"[CALL] {call} [END]"))
+        assert (stuck is None) == fine, (stuck, caplog.text)
+    assert "arguments of odd:" in caplog.text
 
 
 def test_rules_can_be_prepared_in_advance_and_tools_are_many():
