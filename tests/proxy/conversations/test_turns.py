@@ -56,7 +56,7 @@ async def test_the_next_turn_knows_what_the_tools_said(toml: str, written: str) 
 
 @pytest.mark.parametrize("change", ["key", "answer", "before", "bound"])
 async def test_what_is_not_known_is_read_as_the_client_tells_it(change: str) -> None:
-    toml = "[limits]\nturns_chars = 50\n" if change == "bound" else ""
+    toml = "[limits]\nturns_chars = 50\n[conversations]\nstore = false\n" if change == "bound" else ""
     async with ScriptedUpstream(SCRIPT) as upstream, proxy_for(upstream.url, stock, toml=toml) as proxy:
         messages = follow(QUESTION, await ask(proxy, QUESTION))
         if change == "answer":
