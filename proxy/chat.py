@@ -109,6 +109,7 @@ def parse(body: bytes, *, with_tools: bool = True) -> ChatRequest:
     max_tokens_key = "max_tokens" if request.get("max_completion_tokens") is None else "max_completion_tokens"
     options = request.get("stream_options")
     messages = _messages(request.get("messages"))
+    functions = read_tools(request) if with_tools else ()
     return ChatRequest(
         model=model,
         messages=messages,
@@ -118,9 +119,9 @@ def parse(body: bytes, *, with_tools: bool = True) -> ChatRequest:
         max_tokens=_count(request, max_tokens_key),
         max_tokens_key=max_tokens_key,
         parameters={key: value for key, value in request.items() if key not in _OURS},
-        functions=read_tools(request) if with_tools else (),
+        functions=functions,
         rounds=tuple(read_rounds(messages)) if with_tools else (),
-        single=request.get("parallel_tool_calls") is False,
+        single=bool(functions) and request.get("parallel_tool_calls") is False,
     )
 
 
