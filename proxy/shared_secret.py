@@ -20,5 +20,6 @@ class SharedSecret:
             where = self._store.key("cache", "secret")
             drawn = os.urandom(32)
             made = await self._store.do(lambda redis: redis.set(where, drawn, nx=True), None)
-            self._secret = drawn if made else await self._store.do(lambda redis: redis.get(where), None)
+            there = drawn if made is True else await self._store.do(lambda redis: redis.get(where), None)
+            self._secret = there if isinstance(there, bytes) else None
         return self._secret

@@ -164,32 +164,32 @@ class Depot:
         """The run that sent this client calls with ids of that stem; None, too, where the store doesn't help."""
         id = await self.id_of(key, stem)
         reply = None if id is None else await self._eval(_FIND, id)
-        if id is None or not reply:
-            return None
-        data, holder, alive, rows = reply
-        try:
-            record = _record.decode(data)
-            news = _happened(rows)
-        except msgspec.DecodeError:
-            return None  # damaged, or of another version
-        if record.version != VERSION:
-            return None
-        return Found(id, record, holder == self._me.encode(), bool(alive), news, len(rows))
+        match reply:
+            case [bytes() as data, bytes() as holder, int() as alive, list() as rows] if id is not None:
+                try:
+                    record = _record.decode(data)
+                    news = _happened(rows)
+                except (msgspec.DecodeError, TypeError):
+                    return None  # damaged, or of another version
+                mine = holder == self._me.encode()
+                return Found(id, record, mine, bool(alive), news, len(rows)) if record.version == VERSION else None
+        return None
 
     async def take(self, id: str) -> bool | None:
         """Become the one that goes on with the run. False if another has; None where the store doesn't know of it."""
         taken = await self._eval(_TAKE, id, self._me, self._life_ms)
-        return None if taken in (None, -1) else bool(taken)
+        return taken == 1 if taken in (0, 1) else None
 
     async def look(self, id: str, seen: int) -> tuple[bool, list[Happened]] | None:
         """Whether calls are still under way, and what is new since so many news. None where the store doesn't help."""
         reply = await self._eval(_LOOK, id, str(seen), self._life_ms)
-        if reply is None:
-            return None
-        try:
-            return bool(reply[0]), _happened(reply[1])
-        except msgspec.DecodeError:
-            return False, []
+        match reply:
+            case [int() as alive, list() as rows]:
+                try:
+                    return bool(alive), _happened(rows)
+                except (msgspec.DecodeError, TypeError):
+                    return False, []
+        return None
 
     async def over(self, id: str) -> None:
         """Nobody wants what the calls of this run return."""
@@ -240,7 +240,7 @@ class Depot:
         it (`over`), or it is `gone` from the store. None where the store doesn't help.
         """
         reply = await self._eval(_RENEW, id, self._me, self._lease_ms)
-        return None if reply is None else str(reply.decode())
+        return reply.decode() if isinstance(reply, bytes) else None
 
     async def rest(self, id: str) -> None:
         """No call is under way here any more."""

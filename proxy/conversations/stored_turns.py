@@ -102,8 +102,9 @@ class StoredTurns:
             *(name, f"{now:.3f}", str(len(data))),
             *(str(life_ms + _INDEX_SPARE_S * 1000), f"{now - self._keep_s:.3f}", str(self._max_bytes)),
         )
-        for gone in await self._store.do(lambda redis: redis.eval(_ENTER, 3, *self._index, *values), []) or []:
-            await self._forget(gone.decode())
+        gone = await self._store.do(lambda redis: redis.eval(_ENTER, 3, *self._index, *values), None)
+        for each in gone if isinstance(gone, list) else ():
+            await self._forget(each.decode())
 
     async def find(self, root: bytes, digests: Sequence[bytes]) -> dict[bytes, Kept]:
         """Those of the turns that are there."""
@@ -115,8 +116,8 @@ class StoredTurns:
         rows = await self._store.do(lambda redis: redis.mget(keys), None)
         return {
             digest: kept
-            for digest, row in zip(digests, rows or [], strict=False)
-            if row is not None and (kept := _read(row)) is not None
+            for digest, row in zip(digests, rows if isinstance(rows, list) else (), strict=False)
+            if isinstance(row, bytes) and (kept := _read(row)) is not None
         }
 
     async def _forget(self, name: str) -> None:
