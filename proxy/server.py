@@ -244,11 +244,15 @@ class Server:
         deadline = loop.time() + self._config.server.grace_s
         # Nobody can come back to this process any more; what their calls return helps whoever goes on with the run.
         parked = asyncio.create_task(self.runs.aclose(_SHUTDOWN, self._config.server.grace_s))
-        if not await self._idle(self._config.server.grace_s):
-            self.abandon()
-            if not await self._idle(_CLEANUP_S):
-                _log.warning("some requests did not end in %g s", _CLEANUP_S)
-        await parked
+        try:
+            if not await self._idle(self._config.server.grace_s):
+                self.abandon()
+                if not await self._idle(_CLEANUP_S):
+                    _log.warning("some requests did not end in %g s", _CLEANUP_S)
+            await parked
+        finally:
+            parked.cancel()
+            await asyncio.wait((parked,))
         # What is left are calls without an id, which outlive their runs.
         await self.executor.aclose(max(0.0, deadline - loop.time()))
 

@@ -223,7 +223,7 @@ class Depot:
         """Write a record. False if it is not there."""
         try:
             data = _encode(record)
-        except (ValueError, TypeError):  # text without a UTF-8 form
+        except (ValueError, TypeError, ArithmeticError, RecursionError):  # such as text without a UTF-8 form
             return False
         if len(data) > self._most:
             return False
@@ -274,6 +274,7 @@ class Deposit:
         self._left = False
         self._id: str | None = None
         self._told = False  # that the run is lost
+        self._taken = False  # the run has gone on here
         self._writing = asyncio.create_task(self._write(key, stem, record), name="write a parked run")
         self._keeping: asyncio.Task[None] | None = None
         depot.own(self._writing)
@@ -294,7 +295,7 @@ class Deposit:
                 news = _News(call, event.ok, event.value, event.ms, event.cache)
             case ev.OutsideInterrupt():
                 news = _News(source=event.source, text=event.text, scheduling=event.scheduling)
-        if self._left:
+        if self._left or (self._taken and isinstance(event, ev.OutsideInterrupt)):
             return
         with contextlib.suppress(ValueError, TypeError):  # text without a UTF-8 form
             self._news.append(_encode(news))
@@ -304,7 +305,8 @@ class Deposit:
     async def take(self) -> bool:
         """The client has come back to this process: go on with the run. False if another proxy does."""
         await self.written()
-        return self._id is None or await self._depot.take(self._id) is not False
+        self._taken = self._id is None or await self._depot.take(self._id) is not False
+        return self._taken
 
     async def leave(self, *, forget: bool) -> bool:
         """The run is given up here, and its calls are about to be cancelled. False if another proxy has taken it: then

@@ -100,11 +100,13 @@ class Lobby:
 
     async def find(self, chat: ChatRequest, route: Route, policy: str, key: str | None) -> tuple[Found, bool] | None:
         """The run in the store that this request goes on with, and whether it was taken: else it is good for a copy."""
-        stem = stem_of(call.id for call in chat.rounds[-1].calls) if chat.rounds else None
-        found = None if self.depot is None or stem is None else await self.depot.find(key, stem)
-        if self.depot is None or found is None:
+        if self.depot is None or not chat.rounds or words_behind(chat) is None:
             return None
-        if not found.record.waiting.fits(key, chat, route, policy) or words_behind(chat) is None:
+        stem = stem_of(call.id for call in chat.rounds[-1].calls)
+        found = None if stem is None else await self.depot.find(key, stem)
+        if found is None:
+            return None
+        if not found.record.waiting.fits(key, chat, route, policy):
             await self.depot.over(found.id)
             return None
         if found.mine or await self.depot.take(found.id) is not True:
@@ -132,8 +134,10 @@ class Lobby:
         self._closed = error
         parked = self._parked.close()
         waiting = [asyncio.create_task(run.driver.settle()) for run in (*parked, *self._lent) if run.deposits]
-        if waiting:
-            await asyncio.wait(waiting, timeout=grace_s)
+        try:
+            if waiting:
+                await asyncio.wait(waiting, timeout=grace_s)
+        finally:
             for task in waiting:
                 task.cancel()
         for run in parked:

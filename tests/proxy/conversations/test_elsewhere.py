@@ -241,6 +241,25 @@ async def test_what_came_from_outside_is_kept_too(shared: str) -> None:
     assert told(upstream.requests[1]) == f'[INTR] user [HEAD] "Hurry." [END]\n{YES}'
 
 
+async def test_a_copy_knows_nothing_of_what_was_said_later(shared: str) -> None:
+    looks = Looks()
+    script = [SCRIPT[0], Answer(ASK.replace(" a ", " c "), TRAP), Answer("Fine.")]
+    options: Any = {"extra_headers": {"x-asynclm-policy": "immediate"}}
+    async with ScriptedUpstream(script) as upstream, proxy_for(upstream.url, looks.tool, toml=shared) as proxy:
+        parked = await ask(proxy, QUESTION, **options)
+        messages = back(QUESTION, message_of(parked))
+        await ask(proxy, messages, **options)
+        async with aiohttp.ClientSession() as http:
+            url = f"{proxy.url}/asynclm/runs/{run_of(parked)}/interrupts"
+            assert (await http.post(url, json={"text": "Hurry."})).status == 202
+        looks.go.set()
+        await noted(proxy, run_of(parked), "result")
+        await kept(proxy)
+        copy = await ask(proxy, messages, **options)
+        assert run_of(copy) != run_of(parked)
+    assert told(upstream.requests[2]) == f"{VALUE}\n{YES}"
+
+
 async def test_it_parks_again_elsewhere_and_comes_home(shared: str) -> None:
     looks = Looks()
     script = [SCRIPT[0], Answer(ASK.replace(" a ", " c "), TRAP), Answer("Fine.")]
