@@ -334,13 +334,13 @@ class Runs:
             finish = await answering
             if finish.error is None:
                 failed = False
+                facts = _facts(run.id, driver)
                 if driver.parked:
                     parked = True
                     key = driver.caller.key
                     await self.lobby.park(run, key, store=self._stores(key))
                 elif run.kit is not None and finish.reason == "stop":
                     await self._keep(run)
-                facts = _facts(run.id, driver)
                 if tape is not None:
                     tape.finish(finish.reason, finish.usage, facts)
                 return await sink.finish(finish.reason, finish.usage, facts)

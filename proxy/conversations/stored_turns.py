@@ -99,7 +99,7 @@ class StoredTurns:
             return
         now = time.time()
         values = (
-            *(name, f"{now:.3f}", str(len(data))),
+            *(name, f"{now:.6f}", str(len(data))),
             *(str(life_ms + _INDEX_SPARE_S * 1000), f"{now - self._keep_s:.3f}", str(self._max_bytes)),
         )
         gone = await self._store.do(lambda redis: redis.eval(_ENTER, 3, *self._index, *values), None)
