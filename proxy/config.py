@@ -191,11 +191,10 @@ class Override(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Store(_Section, frozen=True, kw_only=True):
-    """`[store]`: where cached results are kept.
+    """`[store]`: where cached results, conversations and recordings are kept.
 
-    `url` is that of a Redis server; without one they are kept in the file at `path` (relative to the config's folder;
-    "": in memory only), in `max_bytes` at most. Every key begins with `prefix`. An operation that takes longer than
-    `timeout_s` is given up, and whoever wanted it goes on without.
+    `url` is that of a Redis server; without one, the file at `path` (relative to the config's folder; "": in memory
+    only) takes `max_bytes` at most. Every key begins with `prefix`. `timeout_s` bounds an operation.
     """
 
     url: str | None = None
@@ -225,6 +224,16 @@ class Cache(_Section, frozen=True, kw_only=True):
     def secret(self, environ: Mapping[str, str]) -> bytes | None:
         """The key of the hash; None where one is to be drawn."""
         return (environ.get(self.secret_env, "").encode() or None) if self.secret_env else None
+
+
+class Conversations(_Section, frozen=True, kw_only=True):
+    """`[conversations]`: whether earlier turns and parked runs go to the `store`; turns for `keep_s` seconds, all
+    together in `max_bytes`.
+    """
+
+    store: bool = True
+    keep_s: Seconds = 604_800.0
+    max_bytes: Annotated[int, msgspec.Meta(ge=2**16)] = 64 * 2**20
 
 
 class Recording(_Section, frozen=True, kw_only=True):
@@ -294,6 +303,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     runs: Runs = Runs()
     store: Store = Store()
     cache: Cache = Cache()
+    conversations: Conversations = Conversations()
     recording: Recording = Recording()
     replay: Replay = Replay()
     tools: tuple[Tool, ...] = ()
@@ -317,6 +327,7 @@ _LAYOUT: Final = Layout(
         "runs": Runs,
         "store": Store,
         "cache": Cache,
+        "conversations": Conversations,
         "recording": Recording,
         "replay": Replay,
     },
@@ -373,6 +384,7 @@ def load(path: Path | None, environ: Mapping[str, str], cwd: Path, *, local: str
         runs=reader.table("runs", Runs),
         store=store,
         cache=cache,
+        conversations=reader.table("conversations", Conversations),
         recording=_checked_recording(reader),
         replay=reader.table("replay", Replay),
         tools=tools,

@@ -84,8 +84,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _runs(args: argparse.Namespace) -> list[Summary]:
-    found = _ask(args, "/v1/asynclm/runs", _List)
-    return recordings.summaries(args) if found is None else found.data
+    answered = _ask(args, "/v1/asynclm/runs", _List)
+    if answered is not None:
+        return answered.data
+    found = recordings.summaries(args)
+    if not found:
+        raise recordings.CommandError(f"no proxy answers at {args.url}, and nothing is recorded: is it up? (--url)")
+    return found
 
 
 def _timeline(args: argparse.Namespace) -> Timeline:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -26,6 +25,7 @@ from asynclm.proxy.cache.entry import Entry
 from asynclm.proxy.cache.key import Caller, UnscopedError, canonical, digest, scope_of, tool_version
 from asynclm.proxy.cache.lease import CallKeys, Done, Held, Leases
 from asynclm.proxy.result import Result, Served
+from asynclm.proxy.shared_secret import SharedSecret
 
 _log: Final = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class ToolCache:
         self._store = store
         self._leases = Leases(store, lease_s)
         self._max_bytes = max_bytes
-        self._secret = secret
+        self._secret = SharedSecret(store, secret)
         self._shape = shape
         self._flights: dict[str, _Flight] = {}
         self._versions: dict[str, tuple[ToolSpec, str]] = {}
@@ -131,7 +131,7 @@ class ToolCache:
         """
         try:
             scope = scope_of(spec, caller)
-            secret = b"" if scope is None else await self._scope_secret()
+            secret = b"" if scope is None else await self._secret.get()
             if secret is None:
                 return await run(dispatched)
             key = digest(self._version(spec), arguments, scope, secret, self._shape)
@@ -306,16 +306,6 @@ class ToolCache:
         if known is None or known[0] is not spec:
             known = self._versions[spec.name] = (spec, tool_version(spec))
         return known[1]
-
-    async def _scope_secret(self) -> bytes | None:
-        """The key of the hash that hides whom results are for, the same in all proxies. None if there is none now."""
-        if self._secret is None:
-            where = self._store.key("cache", "secret")
-            drawn = os.urandom(32)
-            made = await self._store.do(lambda redis: redis.set(where, drawn, nx=True), None)
-            there = drawn if made is True else await self._store.do(lambda redis: redis.get(where), None)
-            self._secret = there if isinstance(there, bytes) else None
-        return self._secret
 
     def _count(self, tool: str, served: Served) -> None:
         self._counts[tool, served] += 1

@@ -57,6 +57,7 @@ def asked(chat: ChatRequest, specs: Iterable[ToolSpec], client: str | None = Non
         "stop": list(chat.stop),
         "max_tokens": chat.max_tokens,
         "tools": msgspec.to_builtins(chat.functions),
+        "parallel_tool_calls": False if chat.single else None,
         **{name: value for name, value in chat.parameters.items() if name not in IGNORED},
     }
     request = _plain({name: value for name, value in request.items() if value is not None and value not in ([], ())})

@@ -168,10 +168,7 @@ class Recordings:
         return recording
 
     def _is_off(self, client: str | None) -> bool:
-        return (
-            bool(self._off_keys)
-            and hashlib.sha256((client or "").encode(errors="replace")).hexdigest() in self._off_keys
-        )
+        return bool(self._off_keys) and key_hash(client) in self._off_keys
 
     # ------------------------------------------------------------------ looking
 
@@ -207,6 +204,11 @@ class Recordings:
         """Write what is left."""
         self.abandon()
         await self.recorder.aclose()
+
+
+def key_hash(key: str | None) -> str:
+    """A client's key as `recording.off_keys` names it."""
+    return hashlib.sha256((key or "").encode(errors="replace")).hexdigest()
 
 
 def summary(facts: Facts) -> Summary:

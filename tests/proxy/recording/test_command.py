@@ -156,6 +156,15 @@ async def test_stores_that_nobody_can_look_into(tmp_path: Path, capsys: pytest.C
     assert "is it up? (--url)" in capsys.readouterr().err
 
 
+async def test_a_store_without_recordings(store: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may hold conversations: the reason why nothing is listed is said all the same."""
+    await record(store, mode="off")
+    assert await asynclm(*NOBODY, "list", "--config", config) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "and nothing is recorded: is it up? (--url)" in err
+
+
 async def test_a_run_with_tools_of_the_clients_own_is_not_run_again(
     store: str, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
