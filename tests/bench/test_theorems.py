@@ -25,8 +25,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from asynclm.adapters.models.simulated.stops import Stops
 from asynclm.adapters.models.simulated.task import Node, Task, encode_task
+from asynclm.adapters.models.stops import Stops
 from asynclm.adapters.tools.python import PythonTool
 from asynclm.adapters.tools.toolbox import Toolbox
 from asynclm.bench.analytic import costs, in_sequence, l_async, l_in_order, l_parallel, l_sync, stop_and_resume, tokens

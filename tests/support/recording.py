@@ -10,8 +10,8 @@ from typing import Any
 from aiohttp import web
 
 from asynclm.adapters.models.simulated.plan import read
-from asynclm.adapters.models.simulated.stops import Stops
 from asynclm.adapters.models.simulated.writer import Writer
+from asynclm.adapters.models.stops import Stops
 
 PROMPT_TOKENS = 1000  # of request 0; the number of the request is added, so that the usage says which one it is about
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from asynclm.adapters.models.protocol import Abilities, Ended, ModelError, Noted, Request, StreamEvent, TextDelta
+from asynclm.adapters.models.stops import Stops
 from asynclm.cml.tools import ToolSpec
 from asynclm.cml.transcript import as_continued
 from asynclm.cml.usage import Usage
@@ -21,7 +22,6 @@ from .monitor import Rules
 from .parameters import sampling
 from .settings import EngineSettings
 from .shortening import shorten
-from .stops import Stops
 from .traps import TrapHandler
 from .vocabulary import Vocabulary
 
@@ -300,7 +300,7 @@ class LocalStream:
         text = self._bytes.decode(piece)
         self._partial = self._bytes.getstate()[0] != b""
         shown = self._stops.feed(text)
-        if self._stops.found:
+        if self._stops.hit:
             return self._end("stop", shown)
         if self._left is not None:
             self._left -= 1
@@ -317,8 +317,8 @@ class LocalStream:
 
     def _end(self, reason: str, text: str = "") -> list[StreamEvent]:
         self._over = True
-        if not self._stops.found:
-            text += self._stops.finish() + self._bytes.decode(b"", True)
+        if not self._stops.hit:
+            text += self._stops.flush() + self._bytes.decode(b"", True)
         usage = Usage(self._prompt_tokens, self._written, cached_tokens=self._cached)
         ended: list[StreamEvent] = [Ended(reason), usage]
         return [TextDelta(text), *ended] if text else ended

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from asynclm.adapters.models.stops import Stops
+
 from .plan import Progress, Step
-from .stops import Stops
 from .tokens import Splitter
 
 

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asynclm.adapters.models.simulated.plan import read
-from asynclm.adapters.models.simulated.stops import Stops
 from asynclm.adapters.models.simulated.task import Node, Task, encode_task
 from asynclm.adapters.models.simulated.tokens import Splitter, count_tokens
 from asynclm.adapters.models.simulated.writer import Writer
+from asynclm.adapters.models.stops import Stops
 from asynclm.cml.render import render_interrupt
 
 
