@@ -36,8 +36,8 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `cache_s` allows results to be reused for that many seconds, unless the tool is effectful; for `stale_s` more they
     may be, while a fresh one is fetched; `negative_s` is the same as `cache_s` for errors. `cache_scope` is whom a
-    result may serve: "all" (None too), "client" or "header:NAME". `version` stands for what the tool does: results of
-    another version are not reused.
+    result may serve: "all" (None too), "client" or "header:NAME". `version` stands for what the tool does, `place` (a
+    hash) for whom it asks and as who: results of another version or from another place are not reused.
     """
 
     name: str
@@ -52,6 +52,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     negative_s: float | None = None
     cache_scope: str | None = None
     version: str | None = None
+    place: str | None = None
     owner: Owner = Owner.SERVER
 
 

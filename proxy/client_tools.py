@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import keyword
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from asynclm.adapters.tools.identifiers import identifier_characters
+from asynclm.adapters.tools.argument_names import with_callable_names
 from asynclm.adapters.tools.toolbox import Toolbox
 from asynclm.cml.prompt import instructions
 from asynclm.cml.tools import Owner, ToolSpec
+from asynclm.proxy.client_names import ClientNames, python_name
 from asynclm.proxy.errors import INVALID_REQUEST, APIError, invalid
 
 _MAX_KITS: Final = 64
@@ -47,14 +46,14 @@ class ClientTool:
 class Kit(msgspec.Struct, frozen=True):
     """What one run works with: the tools, what the model is told of them, and the client's names for its own.
 
-    `names` leads from a name as the model writes it to the client's. Two kits with the same `key` are the same.
+    Two kits with the same `key` are the same.
     """
 
     key: tuple[int, bytes]
     toolbox: Toolbox
     specs: Sequence[ToolSpec]
     instructions: str
-    names: Mapping[str, str]
+    names: ClientNames
 
 
 class Kits:
@@ -81,9 +80,8 @@ class Kits:
     def _new(self, key: tuple[int, bytes], functions: Sequence[Function]) -> Kit:
         if not functions:
             specs = self._toolbox.specs()
-            return Kit(key, self._toolbox, specs, instructions(specs), {})
+            return Kit(key, self._toolbox, specs, instructions(specs), ClientNames())
         names: dict[str, str] = {}
-        tools: list[ClientTool] = []
         for function in functions:
             if function.name in self._toolbox:
                 raise invalid(
@@ -93,18 +91,21 @@ class Kits:
                 raise invalid(f"tools: two of them are named {function.name!r}.", "tools")
             name = _free(python_name(function.name), names, self._toolbox)
             names[name] = function.name
-            schema = function.parameters or {"properties": {}}
-            spec = ToolSpec(
-                name=name,
-                description=function.description or "",
-                parameters={"type": "object", **schema},
-                owner=Owner.CLIENT,
-            )
-            tools.append(ClientTool(spec))
+        tools: list[ClientTool] = []
+        arguments: dict[str, dict[str, str]] = {}
         try:
+            for name, function in zip(names, functions, strict=True):
+                schema = {"type": "object", **(function.parameters or {"properties": {}})}
+                parameters, others = with_callable_names(schema)
+                if others:
+                    arguments[name] = others
+                described = function.description or ""
+                tools.append(
+                    ClientTool(ToolSpec(name=name, description=described, parameters=parameters, owner=Owner.CLIENT))
+                )
             toolbox = self._toolbox.beside(tools)
             specs = toolbox.specs()
-            return Kit(key, toolbox, specs, instructions(specs), names)
+            return Kit(key, toolbox, specs, instructions(specs), ClientNames(names, arguments))
         except ValueError as error:
             raise invalid(f"tools: {error}.", "tools") from None
         except Exception as error:  # a schema can break its checker in more ways than one
@@ -139,17 +140,6 @@ def _function(given: Any, where: str) -> Function:
     if not tool.function.name:
         raise invalid(f"{where} needs a name.", where)
     return tool.function
-
-
-def python_name(name: str) -> str:
-    """A name that a model can write a Python call with: what can't stand in one becomes `_`."""
-    parts = unicodedata.normalize("NFKC", name).split(".")
-    return ".".join(map(_identifier, parts))
-
-
-def _identifier(part: str) -> str:
-    part = identifier_characters(part)
-    return part if part.isidentifier() and not keyword.iskeyword(part) else f"_{part}"
 
 
 def _free(name: str, *taken: Container[str]) -> str:

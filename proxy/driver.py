@@ -19,7 +19,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -44,7 +44,8 @@ from asynclm.cml.transcript import Segment
 from asynclm.cml.usage import Usage
 from asynclm.proxy.background import Background
 from asynclm.proxy.cache import ANYONE, Caller
-from asynclm.proxy.errors import run_error
+from asynclm.proxy.client_names import ClientNames
+from asynclm.proxy.errors import own_fault, run_error
 from asynclm.proxy.executor import Executor
 from asynclm.proxy.handed import Elsewhere, Handed, Happened, Watch
 from asynclm.proxy.result import Result
@@ -63,10 +64,9 @@ Wrote = Callable[[int, str], None]
 class Driver:
     """Drives one run from its first stream to its end.
 
-    `prepare` turns a transcript into the upstream request. `max_s` bounds each answer, in seconds. `names` leads from
-    the names that the model knows the client's own tools by to the client's. `caller` is whom the answer is for.
-    `wrote` is told each piece of text that the model writes, as far as it counts, with its stream's number. `began` is
-    when the run did (loop time, s).
+    `prepare` turns a transcript into the upstream request. `max_s` bounds each answer, in seconds. `names` are the
+    client's for its own tools, `caller` is whom the answer is for. `wrote` is told each piece of text that the model
+    writes, as far as it counts, with its stream's number. `began` is when the run did (loop time, s).
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Driver:
         background: Background,
         *,
         max_s: float,
-        names: Mapping[str, str] | None = None,
+        names: ClientNames | None = None,
         caller: Caller = ANYONE,
         wrote: Wrote | None = None,
     ) -> None:
@@ -92,7 +92,7 @@ class Driver:
         self._sink = sink
         self._background = background
         self._max_s = max_s
-        self._names = names or {}
+        self._names = names or ClientNames()
         self.handed: dict[str, Handed] = {}  # calls that the client was sent and has not answered, by the client's id
         self.stem = os.urandom(STEM_BYTES).hex()  # of the ids of this answer's calls
         self.caller = caller
@@ -168,7 +168,7 @@ class Driver:
         max_tokens: int | None = None,
         single: bool = False,
         tools: Catalog | None = None,
-        names: Mapping[str, str] | None = None,
+        names: ClientNames | None = None,
         words: Sequence[str] = (),
         caller: Caller = ANYONE,
         wrote: Wrote | None = None,
@@ -289,7 +289,7 @@ class Driver:
 
     def _expire(self) -> None:
         message = f"The run took longer than {self._max_s:g} s, which is as long as it may."
-        self.abandon(RunError(message, 504, "timeout_error", "run_timeout"))
+        self._fire(ev.Abandoned(RunError(message, 504, "timeout_error", "run_timeout")))
 
     async def _clean_up(self) -> None:
         for timer in self._timers:
@@ -340,15 +340,15 @@ class Driver:
                         self._detached.add(call)
                 case act.EmitToolCall(call=call, id=id, spec=spec, arguments=arguments):
                     wire = wire_id(self.stem, len(self.handed), id)
-                    name = self._names.get(spec.name, spec.name)
-                    handed = Handed(call, name, msgspec.json.encode(arguments).decode())
+                    name, given = self._names.theirs(spec.name, arguments)
+                    handed = Handed(call, name, msgspec.json.encode(given).decode())
                     self.handed[wire] = handed
                     self._sink.tool_call(wire, name, handed.arguments)
                 case act.CancelCall(call=call):
                     self._detached.discard(call)
                     self._calls[call].cancel()
                 case act.SetTimer(seconds=seconds):
-                    self._timers.append(self._loop.call_later(seconds, self._tell, ev.TimerFired()))
+                    self._timers.append(self._loop.call_later(seconds, self._fire, ev.TimerFired()))
                 case act.Finish():
                     if not self._finished.done():  # as it is where a parked run is abandoned
                         self._finished.set_result(action)
@@ -364,16 +364,28 @@ class Driver:
             if any(task is stream and self._run.reads(number) for number, stream in self._streams.items()):
                 self.abandon(RunError("The upstream request was cancelled.", 502, "upstream_error", "cancelled"))
         elif (error := task.exception()) is not None:
-            _log.error("%s of a run broke down", task.get_name(), exc_info=error)
-            message = f"The proxy failed: {type(error).__name__}. This is a fault of its own; its log says more."
-            self.abandon(RunError(message, 500, "server_error", "internal_error"))
+            self._broke_down(task.get_name(), error)
+
+    def _fire(self, event: ev.Event) -> None:
+        try:
+            self._tell(event)
+        except Exception as error:
+            self._broke_down("a timer", error)
+
+    def _broke_down(self, what: str, error: BaseException) -> None:
+        _log.error("%s of a run broke down", what, exc_info=error)
+        failed = own_fault(error)
+        try:
+            self.abandon(failed)
+        finally:
+            if not self._finished.done():
+                self._finished.set_result(act.Finish("error", Usage(), failed))
 
     def _elapsed(self) -> float:
         return round(self._loop.time() - self.began, 6)
 
     def _injectable(self, stream: int) -> InjectableStream:
-        opened: Any = self._open[stream]
-        return opened  # type: ignore[no-any-return]  # only models that declare `inject` are asked
+        return cast(InjectableStream, self._open[stream])  # only models that declare `inject` are asked
 
     def _close(self, stream: int, trapped: bool) -> None:
         task = self._streams[stream]
@@ -452,9 +464,6 @@ class Driver:
                 return  # it did not stop at its trap
         self._writing = number
         self._tell(ev.StreamEnded(number, ended or "stop"))
-        await self._flush()
-
-    async def _flush(self) -> None:
         self._note_text()
         await self._sink.flush()
 

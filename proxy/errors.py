@@ -73,3 +73,9 @@ def api_error(error: RunError, headers: Mapping[str, str]) -> APIError:
 def invalid(message: str, param: str | None = None, code: str | None = None, status: int = 400) -> APIError:
     """A request that is wrong by itself."""
     return APIError(status, message, param=param, code=code)
+
+
+def own_fault(error: BaseException) -> RunError:
+    """The end of a run in which the proxy itself broke down."""
+    message = f"The proxy failed: {type(error).__name__}. This is a fault of its own; its log says more."
+    return RunError(message, 500, SERVER_ERROR, "internal_error")

@@ -23,6 +23,9 @@ from asynclm.proxy.errors import invalid
 from asynclm.proxy.result_json import result_json
 from asynclm.proxy.wire_id import model_id
 
+# A call's tool and arguments under the client's names, to those under the model's.
+_Ours = Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]]]
+
 
 class ToolCall(msgspec.Struct, frozen=True):
     """A call as it stands in an assistant message; `arguments` is JSON text, or should be."""
@@ -98,15 +101,15 @@ def as_cml(
     messages: Sequence[dict[str, Any]],
     rounds: Sequence[Round],
     turns: Sequence[Turn],
-    name_of: Callable[[str], str],
+    ours: _Ours,
     max_bytes: int,
     *,
     prefill: bool = False,
 ) -> History:
     """Put the rounds of `messages`, which are escaped already, as CML, and earlier `turns` as they are known.
 
-    `name_of` gives the name that the model knows a client's tool by; results are cut at `max_bytes`. `prefill`: a run
-    is one assistant message there.
+    `ours` gives the names that the model knows a client's tool and its arguments by; results are cut at `max_bytes`.
+    `prefill`: a run is one assistant message there.
     """
     tail = len(messages)
     for each in reversed(rounds):
@@ -130,7 +133,7 @@ def as_cml(
                 written += as_turns(piece.transcript)
             continue
         ids = {call.id: _id(call.id, known) for call in piece.calls}
-        segments = _segments(piece, ids, name_of, max_bytes)
+        segments = _segments(piece, ids, ours, max_bytes)
         if piece.start >= tail:
             transcript += segments
             used += ids.values()
@@ -140,8 +143,8 @@ def as_cml(
     return History(written, transcript, used, tail)
 
 
-def _segments(each: Round, ids: dict[str, str], name_of: Callable[[str], str], max_bytes: int) -> list[Segment]:
-    blocks = [render_call(ids[call.id], _body(name_of(call.name), call.arguments)) for call in each.calls]
+def _segments(each: Round, ids: dict[str, str], ours: _Ours, max_bytes: int) -> list[Segment]:
+    blocks = [render_call(ids[call.id], _body(call, ours)) for call in each.calls]
     lines = [escape(each.text)] if each.text else []
     values = [told(each.results[call.id], max_bytes) if call.id in each.results else NO_RESULT for call in each.calls]
     interrupts = [render_interrupt(ids[call.id], value) for call, value in zip(each.calls, values, strict=True)]
@@ -151,15 +154,18 @@ def _segments(each: Round, ids: dict[str, str], name_of: Callable[[str], str], m
     ]
 
 
-def _body(name: str, arguments: str) -> str:
+def _body(call: ToolCall, ours: _Ours) -> str:
     try:
-        values = msgspec.json.decode(arguments or "{}")
+        values = msgspec.json.decode(call.arguments or "{}")
     except (ValueError, RecursionError):
         values = None
-    if isinstance(values, dict) and all(key.isidentifier() and not keyword.iskeyword(key) for key in values):
-        return render_body(name, values)
+    name, named = ours(call.name, values if isinstance(values, dict) else {})
+    if isinstance(values, dict):
+        values = named
+        if all(key.isidentifier() and not keyword.iskeyword(key) for key in values):
+            return render_body(name, values)
     return escape_json(
-        msgspec.json.encode({"name": name, "arguments": arguments if values is None else values}).decode()
+        msgspec.json.encode({"name": name, "arguments": call.arguments if values is None else values}).decode()
     )
 
 

@@ -22,7 +22,7 @@ from asynclm.proxy.answer import StreamedAnswer, WholeAnswer
 from asynclm.proxy.background import Background
 from asynclm.proxy.cache import ANYONE, Caller
 from asynclm.proxy.chat import ChatRequest, escaped, prompt, text_size
-from asynclm.proxy.client_tools import Kit, Kits, python_name
+from asynclm.proxy.client_tools import Kit, Kits
 from asynclm.proxy.config import Config
 from asynclm.proxy.conversations.depot import Depot, Found
 from asynclm.proxy.conversations.inherited import Inherited
@@ -173,12 +173,11 @@ class Runs:
         """The messages, but for the instructions, and the transcript to begin with."""
         if kit is None:
             return History(chat.messages, [], [], len(chat.messages))
-        ours = {theirs: name for name, theirs in kit.names.items()}
         return as_cml(
             escaped(chat.messages),
             chat.rounds,
             turns,
-            lambda name: ours.get(name) or python_name(name),
+            kit.names.ours,
             self._max_result_bytes,
             prefill=self._upstreams.model(route).abilities(route.upstream_model).prefill,
         )

@@ -57,6 +57,11 @@ def tool_version(spec: ToolSpec) -> str:
     return hashlib.sha256(canonical([spec.name, spec.parameters, spec.version])).hexdigest()[:16]
 
 
+def placed_version(spec: ToolSpec) -> str:
+    """The same, and of whom it asks and as who: another account may get other results."""
+    return tool_version(spec) + (spec.place or "")
+
+
 def canonical(value: Any) -> bytes:
     """JSON in which equal values have equal texts: `1`, `1.0`, `"1"` and `true` differ, the order of keys does not
     count. Raises ValueError or TypeError for what is no JSON.
@@ -67,7 +72,7 @@ def canonical(value: Any) -> bytes:
 def digest(version: str, arguments: Mapping[str, Any], scope: str | None, secret: bytes, *shape: int) -> str:
     """The key of a call: 32 hexadecimal digits.
 
-    `version` is that of `tool_version`, `secret` the key of the hash that hides the scope; `shape` is what else the
+    `version` is that of `placed_version`, `secret` the key of the hash that hides the scope; `shape` is what else the
     form of a result depends on. Raises ValueError or TypeError for arguments that are no JSON.
     """
     hidden = "" if scope is None else hmac.new(secret, scope.encode("utf-8", "surrogateescape"), "sha256").hexdigest()

@@ -22,7 +22,7 @@ from asynclm.adapters.stores import Store
 from asynclm.cml.tools import CallError, Effect, ToolSpec, error_value
 from asynclm.proxy.cache import entry as entries
 from asynclm.proxy.cache.entry import Entry
-from asynclm.proxy.cache.key import Caller, UnscopedError, canonical, digest, scope_of, tool_version
+from asynclm.proxy.cache.key import Caller, UnscopedError, canonical, digest, placed_version, scope_of
 from asynclm.proxy.cache.lease import CallKeys, Done, Held, Leases
 from asynclm.proxy.result import Result, Served
 from asynclm.proxy.shared_secret import SharedSecret
@@ -304,7 +304,7 @@ class ToolCache:
     def _version(self, spec: ToolSpec) -> str:
         known = self._versions.get(spec.name)
         if known is None or known[0] is not spec:
-            known = self._versions[spec.name] = (spec, tool_version(spec))
+            known = self._versions[spec.name] = (spec, placed_version(spec))
         return known[1]
 
     def _count(self, tool: str, served: Served) -> None:

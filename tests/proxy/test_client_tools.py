@@ -9,13 +9,13 @@ import aiohttp
 import openai
 import pytest
 from harness import Proxy, proxy_for
-from parking import ASK, LOOK, QUESTION, TOOLS, TRAP, Looks, ask, back, kinds, noted, told
+from parking import ASK, LOOK, QUESTION, TOOLS, TRAP, Looks, ask, back, function, kinds, noted, told
 from recording import RecordingUpstream
 from upstream import Answer, ScriptedUpstream
 
 from asynclm.adapters.models.simulated.task import Node, Task, encode_task
 from asynclm.cml.machine import POLICIES
-from asynclm.proxy.client_tools import python_name
+from asynclm.proxy.client_names import python_name
 
 # ---------------------------------------------------------------------- whole conversations
 
@@ -143,6 +143,32 @@ async def test_a_call_without_an_id_gets_one() -> None:
     *_, written, _ = upstream.requests[1]["messages"]
     assert written["content"].startswith("Hm. [CALL] ask_user [HEAD] ask_user(question='[CALL] x') [END]")
     assert told(upstream.requests[1]) == '[INTR] ask_user [HEAD] "yes" [END]'
+
+
+async def test_arguments_whose_names_no_call_can_hold() -> None:
+    """The model writes them otherwise, and the client gets its own, in this answer, the next and what is built anew."""
+    tools = [function("read-file", **{"file-path": "string", "from": "integer", "line": "integer"})]
+    call = "[CALL] a [HEAD] read_file(file_path='/x', from_=1, line=2) [END]"
+    script = [
+        Answer("[CALL] z [HEAD] read_file(file_path=3, from_=1, line=2) [END]", TRAP),
+        Answer(call, TRAP),
+        Answer("Fine."),
+        Answer("Fine again."),
+    ]
+    async with ScriptedUpstream(script) as upstream, proxy_for(upstream.url, Looks().tool) as proxy:
+        first = await ask(proxy, QUESTION, tools=tools)
+        message = first.parse().choices[0].message
+        assert message.tool_calls[0].function.name == "read-file"
+        assert json.loads(message.tool_calls[0].function.arguments) == {"file-path": "/x", "from": 1, "line": 2}
+        second = await ask(proxy, back(QUESTION, message), tools=tools)
+        assert second.headers["x-asynclm-run-id"] == first.headers["x-asynclm-run-id"]
+        rebuilt = await ask(proxy, back([{"role": "user", "content": "Do it!"}], message), tools=tools)
+        assert rebuilt.headers["x-asynclm-run-id"] != first.headers["x-asynclm-run-id"]
+    assert "- read_file(file_path: str, from_: int, line: int)" in upstream.requests[0]["messages"][0]["content"]
+    assert "read_file() argument 'file_path'" in told(upstream.requests[1])
+    assert told(upstream.requests[2]) == '[INTR] a [HEAD] "yes" [END]'
+    written = upstream.requests[3]["messages"][-2]["content"]
+    assert written == f"{call}\n[TRAP][END]"
 
 
 async def test_tool_choice_none_leaves_the_clients_tools_out() -> None:

@@ -27,6 +27,8 @@ from asynclm.adapters.tools.python import PythonTool
 from asynclm.adapters.tools.toolbox import Toolbox
 from asynclm.cml.events import Interrupt
 from asynclm.cml.machine import POLICIES, Run, RunError
+from asynclm.cml.machine.actions import Action, SetTimer
+from asynclm.cml.machine.events import Event, TimerFired
 from asynclm.cml.parser import Parser
 from asynclm.cml.timeline import Timeline
 from asynclm.cml.usage import Usage
@@ -382,5 +384,50 @@ async def test_a_run_takes_no_longer_than_it_may(no_faults: None) -> None:
     assert asyncio.get_running_loop().time() == 60
     assert finish.error is not None
     assert (finish.error.status, finish.error.code) == (504, "run_timeout")
+    await scene.close()
+    scene.check_nothing_left()
+
+
+@pytest.mark.looptime(start=0)
+async def test_a_timer_that_breaks_down_ends_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene("coalesce", model=Timed(before_stop=0, before_usage=0))
+    handle = scene.run.handle
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    def broken(event: Event, now: float) -> list[Action]:
+        if isinstance(event, TimerFired):
+            raise KeyError("x")
+        return handle(event, now)
+
+    scene.client.flush = never  # type: ignore[method-assign]  # nothing goes on but for the timer
+    scene.run.handle = broken  # type: ignore[method-assign]
+    driving = asyncio.create_task(scene.driver.drive())
+    await asyncio.sleep(1)
+    scene.driver._carry_out([SetTimer(2.0)])
+    finish = await driving
+    assert asyncio.get_running_loop().time() == 3
+    assert finish.error is not None
+    assert (finish.error.status, finish.error.code) == (500, "internal_error")
+    assert "KeyError" in finish.error.message
+    assert [record.getMessage() for record in caplog.records] == ["a timer of a run broke down"]
+    await scene.close()
+    scene.check_nothing_left()
+
+
+@pytest.mark.looptime(start=0)
+async def test_a_machine_that_cannot_even_be_abandoned_ends_in_time() -> None:
+    scene = Scene("coalesce", model=Timed(before_stop=0, before_usage=3600))
+
+    def broken(*_: object) -> list[Action]:
+        raise KeyError("x")
+
+    driving = asyncio.create_task(scene.driver.drive())
+    await asyncio.sleep(0)
+    scene.run.handle = broken  # type: ignore[method-assign]
+    finish = await driving
+    assert finish.error is not None
+    assert finish.error.code == "internal_error"
     await scene.close()
     scene.check_nothing_left()

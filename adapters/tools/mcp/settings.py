@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -100,6 +102,16 @@ class McpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             if value := environ.get(variable, "").strip():
                 found[header] = value
         return found
+
+    def fingerprint(self, environ: Mapping[str, str], base: Path) -> str:
+        """The server and who the proxy is to it, as a hash: what another one was answered may not hold for this one."""
+        if self.url is not None:
+            what: list[object] = [self.url, sorted(self.request_headers(environ).items())]
+        else:
+            variables = {**{name: environ[name] for name in self.env_from if name in environ}, **self.env}
+            folder = os.path.abspath(base / os.path.expanduser(self.cwd or ""))
+            what = [self.command, self.args, folder, sorted(variables.items())]
+        return hashlib.sha256(repr(what).encode("utf-8", "surrogateescape")).hexdigest()
 
     def secrets(self, environ: Mapping[str, str]) -> list[str]:
         """Values that must not be shown."""

@@ -98,6 +98,7 @@ class McpSource:
         self._prefix = prefix
         self._overrides = overrides or {}
         self._silence_s = settings.silence_s or silence_s
+        self._place = settings.fingerprint(environ, base)
         self._changed: Callable[[Sequence[Tool]], None] | None = None
         self._tools: list[McpTool] = []
         self._warned: set[str] = set()
@@ -145,7 +146,12 @@ class McpSource:
             options, name = override.over(self._options), override.name or name
             parameters, arguments = with_callable_names(described.input_schema)
             spec = spec_of(
-                described, options, name=name, timeout_s=_TIMES_SILENCE * self._silence_s, parameters=parameters
+                described,
+                options,
+                name=name,
+                timeout_s=_TIMES_SILENCE * self._silence_s,
+                parameters=parameters,
+                place=self._place,
             )
             tool = McpTool(self.server, described.name, spec, arguments)
             try:

@@ -32,9 +32,18 @@ def effect_of(annotations: ToolAnnotations | None) -> Effect:
 
 
 def spec_of(
-    tool: Described, options: Options, *, name: str, timeout_s: float, parameters: dict[str, Any] | None = None
+    tool: Described,
+    options: Options,
+    *,
+    name: str,
+    timeout_s: float,
+    parameters: dict[str, Any] | None = None,
+    place: str | None = None,
 ) -> ToolSpec:
-    """The tool's spec under this name; `options` win over what the server says, as `parameters` do over its schema."""
+    """The tool's spec under this name; `options` win over what the server says, as `parameters` do over its schema.
+
+    `place` stands for the server.
+    """
     annotations = tool.annotations
     said = tool.description or tool.title or (annotations and annotations.title) or ""
     description = said if options.description is None else options.description
@@ -48,6 +57,7 @@ def spec_of(
         effect=options.effect or effect_of(annotations),
         timeout_s=options.timeout_s or timeout_s,
         concurrency=options.concurrency,
+        place=place,
         **options.caching(),
     )
 

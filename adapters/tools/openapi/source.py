@@ -131,15 +131,22 @@ class OpenAPISource:
             for key in keys:
                 options = self._overrides[key].over(options)
             name = options.name or name
-            spec = _spec(name, operation, takes, options, version=self._version(operation, base))
+            spec = _spec(
+                name,
+                operation,
+                takes,
+                options,
+                version=self._version(operation, base),
+                place=self._client.identity(),
+            )
             tools[name] = OpenAPITool(self._client, operation, base, takes, spec)
             self._client.allow([base])
         self._check(tools, left_out, used)
         return list(tools.values())
 
     def _version(self, operation: Operation, base: URL) -> str:
-        """Changes with whatever else than the arguments decides what is asked of whom."""
-        what = f"{operation.method} {base} {operation.path} {self._client.identity()}"
+        """Changes with whatever else than the arguments and the account decides what is asked of whom."""
+        what = f"{operation.method} {base} {operation.path}"
         return hashlib.sha256(what.encode()).hexdigest()[:16]
 
     def _check(self, tools: Mapping[str, OpenAPITool], left_out: Sequence[str], used: set[str]) -> None:
@@ -191,7 +198,7 @@ class OpenAPITool:
         return value(answer) if len(answer.body) < _LARGE else await asyncio.to_thread(value, answer)
 
 
-def _spec(name: str, operation: Operation, takes: Signature, options: Options, *, version: str) -> ToolSpec:
+def _spec(name: str, operation: Operation, takes: Signature, options: Options, *, version: str, place: str) -> ToolSpec:
     described = options.description
     if described is None:
         value = operation.place.value
@@ -207,6 +214,7 @@ def _spec(name: str, operation: Operation, takes: Signature, options: Options, *
         name=name,
         description=described,
         parameters=takes.schema,
+        place=place,
     )
 
 

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 from caching import Counter, MakeProxy, Proxy
+from mcp_servers import opened, real
 
 from asynclm.adapters.stores import Embedded, Store
+from asynclm.adapters.tools.options import Options
 from asynclm.cml.tools import Effect
 from asynclm.proxy.cache import Caller
 from asynclm.proxy.executor import Result
+
+REUSED = Options(effect=Effect.READ_ONLY, cache_s=60, version="1")
 
 
 async def settled(proxy: Proxy) -> None:
@@ -60,6 +64,24 @@ async def test_another_schema_or_version_is_another_tool(make: MakeProxy) -> Non
         assert (await proxy.call(other, a=1)).cache == "hit"
     described = tool.with_spec(description="Other words.", estimate_ms=5.0, timeout_s=9.0)
     assert (await make(described).call(described, a=1)).cache == "hit"
+
+
+async def test_another_account_of_a_server_is_another_tool(make: MakeProxy) -> None:
+    """Whatever the version that is declared for both."""
+    async with (
+        opened(real(env={"WHO": "one-account"}), options=REUSED) as first,
+        opened(real(env={"WHO": "one-account"}), options=REUSED) as second,
+        opened(real(env={"WHO": "another-one"}), options=REUSED) as third,
+    ):
+        ways: list[str | None] = []
+        for server in (first, second, third):
+            tool = server.tools["variables"]
+            proxy = make(tool)
+            result = await proxy.call(tool)
+            await settled(proxy)
+            ways.append(result.cache)
+        assert '"WHO":"another-one"' in result.value.replace(" ", "")
+    assert ways == ["miss", "hit", "miss"]
 
 
 async def test_only_what_may_be_repeated_is_kept(make: MakeProxy, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """`asynclm runs` on recordings: listed and shown without a proxy, run again, and taken to another machine."""
 
 import asyncio
+import json
 import re
 from pathlib import Path
 
@@ -59,8 +60,27 @@ async def test_list_and_show_without_a_proxy(store: str, config: str, capsys: py
     assert "there is no recording of run 'run_none'" in capsys.readouterr().err
 
 
-async def test_run_again(store: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def slower(config: str, file: Path, **seconds: float) -> None:
+    """Give the recorded calls, by their ids, other times to return in."""
+    assert await asynclm("export", "--config", config, "--output", str(file)) == 0
+    file.write_text("".join(_slower(file.read_text().splitlines(), seconds)))  # noqa: ASYNC240
+    assert await asynclm("import", "--config", config, str(file)) == 0
+
+
+def _slower(written: list[str], seconds: dict[str, float]) -> list[str]:
+    lines = [json.loads(line) for line in written]
+    numbers = {line["call"]: line["data"]["id"] for line in lines if line.get("kind") == "call"}
+    for line in lines:
+        if line.get("kind") == "result":
+            line["data"]["ms"] = seconds[numbers[line["call"]]] * 1000
+    return [f"{json.dumps(line)}\n" for line in lines]
+
+
+async def test_run_again(store: str, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = await record(store)
+    # Tools that return at once may or may not be faster than the model's next word.
+    await slower(config, tmp_path / "recordings.jsonl", a=60, b=120)
+    capsys.readouterr()
     assert await asynclm("replay", "--config", config, run, "--policy", "fork", "--ttft-ms", "310") == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -191,7 +211,8 @@ async def test_an_import_takes_nothing_away(
     assert "of these, 1 recording without an end, which serve no request" in capsys.readouterr().err
     small = tmp_path / "small.toml"
     small.write_text(f"{store}[recording]\nmax_bytes = 100_000\n")
-    copies = [data.replace(run.encode(), f"run_copy{n}".encode()) for n in range(100_000 // len(data) + 1)]
+    copies = [data.replace(run.encode(), f"run_{n:024}".encode()) for n in range(100_000 // len(data) + 1)]
+    assert 100_000 < sum(map(len, copies)) < 110_000
     file.write_bytes(b"".join(copies))
     assert await asynclm("import", "--config", str(small), str(file)) == 1
     assert f"{file}: there is no room for so much: raise recording.max_bytes" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """What the config may say of a server."""
 
+from pathlib import Path
+
 import pytest
 from mcp_types import ListToolsResult
 from pydantic import ValidationError
@@ -90,6 +92,34 @@ def test_keys_are_what_the_model_must_not_read() -> None:
         headers={"Authorization": "Basic YWJjZGVmZ2g="},
     )
     assert set(reached.keys(environ)) == {"Basic YWJjZGVmZ2g=", "YWJjZGVmZ2g=", "opaque-word", "blue-team-7"}
+
+
+def test_servers_and_accounts_have_fingerprints(tmp_path: Path) -> None:
+    environ = {"KEY": "s3cret", "PATH": "/bin"}
+
+    def print_of(environ: dict[str, str] = environ, base: Path = tmp_path, **settings: object) -> str:
+        return McpSettings(**settings).fingerprint(environ, base)  # type: ignore[arg-type]
+
+    started: dict[str, object] = {"command": "a", "args": ("b",), "env_from": ("KEY",)}
+    reached: dict[str, object] = {"url": "http://a/mcp", "bearer_env": "KEY"}
+    prints = [
+        print_of(**started),
+        print_of(**started | {"command": "b"}),
+        print_of(**started | {"args": ("b", "c")}),
+        print_of(**started | {"cwd": "c"}),
+        print_of(**started | {"env": {"A": "b"}}),
+        print_of(environ | {"KEY": "other"}, **started),
+        print_of(base=tmp_path / "c" / "..", **started | {"cwd": "d"}),
+        print_of(**reached),
+        print_of(**reached | {"url": "http://a/mcp?x=1"}),
+        print_of(**reached | {"headers": {"x-tenant": "b"}}),
+        print_of(environ | {"KEY": "other"}, **reached),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert print_of(environ | {"PATH": "/usr/bin"}, **started, name="other", start_timeout_s=3.0) == prints[0]
+    assert print_of(**started | {"cwd": "d"}) == prints[6]
+    assert print_of(**reached, name="other") == prints[7]
+    assert not any("s3cret" in each for each in prints)
 
 
 def test_foreign_text_is_put_into_one_line_without_secrets() -> None:

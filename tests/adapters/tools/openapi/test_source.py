@@ -449,15 +449,18 @@ PETS = {
 
 
 async def test_versions_tell_apart_what_may_be_answered_differently() -> None:
-    async def version(url: str = "http://127.0.0.1:9", key: str = "a", **more: Any) -> str | None:
+    async def versions(url: str = "http://127.0.0.1:9", key: str = "a", **more: Any) -> tuple[str | None, ...]:
         http = HttpSettings(bearer_env="KEY", allow_private=True)
         async with tools(document(), url, http=http, environ={"KEY": key}, **more) as box:
-            return box["go"].spec.version
+            return box["go"].spec.version, box["go"].spec.place
 
-    versions = [await version(), await version(url="http://127.0.0.1:10"), await version(key="b")]
-    assert len(set(versions)) == 3
-    assert await version() == versions[0]
-    assert await version(options=Options(version="mine")) == "mine"
+    version, place = await versions()
+    assert await versions() == (version, place)
+    moved, same = await versions(url="http://127.0.0.1:10")
+    assert (moved != version, same) == (True, place)
+    unchanged, other = await versions(key="b", options=Options(version="mine"))
+    assert (unchanged, other != place) == ("mine", True)
+    assert (await versions(key="b"))[0] == version
 
 
 class TestChoice:
