@@ -204,6 +204,7 @@ class LocalStream:
         self._partial = False  # a character's first bytes are there, its last aren't
         self._delayed: list[str] = []  # to be injected behind that character
         self._stops = Stops(request.stop)
+        self._asked = False  # for a token, which wasn't heard yet
         self._era = 0
         self._failure: ModelError | None = None
         self._over = False
@@ -215,7 +216,7 @@ class LocalStream:
     async def __anext__(self) -> Sequence[StreamEvent]:
         if self._over:
             raise StopAsyncIteration
-        self._loop.ask(self.generation)
+        self._ask()
         while True:
             while not self._news and not self._closed and self._failure is None:
                 self._arrived.clear()
@@ -293,6 +294,7 @@ class LocalStream:
                 raise ModelError(f"The model broke off: {message}.", status=status, code=code)
 
     def _take_token(self, token: int, *, end: bool) -> list[StreamEvent]:
+        self._asked = False
         self._written += 1
         if end:
             return self._end("stop")
@@ -312,8 +314,14 @@ class LocalStream:
                 self.inject(each)
         if shown:
             return [TextDelta(shown)]
-        self._loop.ask(self.generation)
+        self._ask()
         return []
+
+    def _ask(self) -> None:
+        """Once for each token: to ask again, behind a remark, would say that a token was heard that may be on its way."""
+        if not self._asked:
+            self._asked = True
+            self._loop.ask(self.generation)
 
     def _end(self, reason: str, text: str = "") -> list[StreamEvent]:
         self._over = True
