@@ -318,7 +318,7 @@ class LocalStream:
         return []
 
     def _ask(self) -> None:
-        """Once for each token: to ask again, behind a remark, would say that a token was heard that may be on its way."""
+        """Once for each token. To ask again, behind a remark, would say that one was heard that may be on its way."""
         if not self._asked:
             self._asked = True
             self._loop.ask(self.generation)

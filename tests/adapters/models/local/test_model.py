@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from toy_engine import Next, ToyEngine
+from toy_engine import ToyEngine
 
-from asynclm.adapters.models.local.model import Loaded, LocalModel, LocalStream
+from asynclm.adapters.models.local.model import Loaded, LocalModel
 from asynclm.adapters.models.local.settings import EngineSettings
 from asynclm.adapters.models.local.traps import CostHandler, Rule
-from asynclm.adapters.models.protocol import Ended, ModelError, Noted, Request, TextDelta
+from asynclm.adapters.models.protocol import ModelError, Request, TextDelta
 
 END = 0
 
@@ -52,15 +52,13 @@ def asking(text: str = "Hello", **options: Any) -> Request:
     return Request(model="", messages=[{"role": "user", "content": text}], **options)
 
 
-async def settled(model: LocalModel) -> None:
-    """Until the engine's thread has taken every wish, and told what came of them."""
+async def looked_at(model: LocalModel, look: Callable[[], Any]) -> Any:
+    """What `look` finds in the engine's thread, once it has taken every wish."""
     assert model._loading is not None
-    loop = model._loading.result().loop
+    found = asyncio.get_running_loop().create_future()
     events = asyncio.get_running_loop()
-    for _ in range(2):
-        done = asyncio.Event()
-        loop._wish(lambda done=done: events.call_soon_threadsafe(done.set))
-        await done.wait()
+    model._loading.result().loop._wish(lambda: events.call_soon_threadsafe(found.set_result, look()))
+    return await found
 
 
 def letters(tokens: Sequence[int]) -> int:
@@ -77,7 +75,7 @@ async def test_what_was_heard_and_told_is_what_stands_in_the_sequence(rule: Rule
     async with model_on(engine, rule, EngineSettings(kept_tokens=0)) as model:
         stream = await model.open(asking())
         batches = aiter(stream)
-        view = "Hello"
+        view, coming = "Hello", 0
 
         async def read() -> None:
             nonlocal view
@@ -86,21 +84,73 @@ async def test_what_was_heard_and_told_is_what_stands_in_the_sequence(rule: Rule
                     view += event.text
                     if dice.random() < 0.3:
                         stream.pause(0.01)
-                        asyncio.get_running_loop().call_later(0.002, tell)
+                        later(0.002)
                         for _ in range(dice.randrange(4)):  # and when it goes on, once more
-                            asyncio.get_running_loop().call_later(0.002 + dice.random() * 0.002, tell)
+                            later(0.002 + dice.random() * 0.002)
+
+        def later(seconds: float) -> None:
+            nonlocal coming
+            coming += 1
+            asyncio.get_running_loop().call_later(seconds, tell)
 
         def tell() -> None:
-            nonlocal view
+            nonlocal view, coming
+            coming -= 1
             view += "\n<told>\n"
             stream.inject("<told>")
 
         for _ in range(150):
             await read()
-        await settled(model)
-        sequence = bytes([*stream.generation.tokens, *stream.generation.todo])
+        while coming:
+            await asyncio.sleep(0.001)
+        it = stream.generation
+        sequence = await looked_at(model, lambda: bytes([*it.tokens, *it.todo]))
         heard = view.encode()
         # At most one token more was drawn; nobody has heard it, and an injection would take it back.
         assert sequence[: len(heard)] == heard
         assert len(sequence) <= len(heard) + 1
         await stream.aclose()
+
+
+class Faulty:
+    """A monitor that breaks down at its third token, in one of its methods."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.count = 0
+
+    def _may_fail(self, method: str) -> None:
+        self.count += method == self.method
+        if self.count == 3:
+            raise ZeroDivisionError
+
+    def take(self, token: int) -> None:
+        self._may_fail("take")
+
+    def told(self, tokens: Sequence[int]) -> None:
+        self._may_fail("told")
+
+    def mask(self) -> None:
+        self._may_fail("mask")
+
+
+@pytest.mark.parametrize("method", ["take", "told", "mask"])
+async def test_a_monitor_that_breaks_down_ends_its_own_run_only(method: str) -> None:
+    def guide(request: Request, vocabulary: Any) -> Faulty | None:
+        return Faulty(method) if request.parameters.get("seed") == 1 else None
+
+    async with model_on(ToyEngine(letters), guide=guide) as model:
+        bad, good = await model.open(asking(parameters={"seed": 1})), await model.open(asking())
+        for _ in range(2):
+            await anext(bad)
+            await anext(good)
+        with pytest.raises(ModelError, match="ZeroDivisionError") as failed:
+            for _ in range(3):
+                bad.inject("x")
+                await anext(bad)
+        assert failed.value.status == 500
+        for _ in range(5):
+            await anext(good)
+        await bad.aclose()
+        again = await model.open(asking())
+        await anext(again)
