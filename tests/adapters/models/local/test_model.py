@@ -154,3 +154,47 @@ async def test_a_monitor_that_breaks_down_ends_its_own_run_only(method: str) -> 
         await bad.aclose()
         again = await model.open(asking())
         await anext(again)
+
+
+def behind(prompt: int, text: bytes) -> Callable[[Sequence[int]], int]:
+    """The model writes these bytes behind a prompt of so many, then letters, whatever it is told in between."""
+
+    def next(tokens: Sequence[int]) -> int:
+        written = bytes(tokens[prompt:]).replace(b"\n<told>\n", b"")
+        return text[len(written)] if len(written) < len(text) else letters(tokens)
+
+    return next
+
+
+async def test_nothing_comes_between_the_bytes_of_a_character_and_no_pause_is_forgotten() -> None:
+    engine = ToyEngine(behind(5, "a\u00e9b".encode()))
+    async with model_on(engine) as model:
+        stream = await model.open(asking())
+        heard = [event for _ in range(1) for event in await anext(stream)]
+        waiting = asyncio.ensure_future(anext(stream))
+        while not stream._partial:
+            await asyncio.sleep(0)
+        stream.pause(1.0)  # as where a policy stops the stream for what somebody says
+        stream.inject("<told>")
+        async with asyncio.timeout(10):
+            heard += await waiting
+            heard += await anext(stream)
+        assert heard == [TextDelta("a"), TextDelta("\u00e9"), TextDelta("b")]
+        it = stream.generation
+        found = await looked_at(model, lambda: bytes([*it.tokens, *it.todo]))
+        assert found.startswith("Helloa\u00e9\n<told>\nb".encode())
+
+
+async def test_an_answer_that_ends_in_the_middle_of_a_character_does_not_swallow_what_waits_for_it() -> None:
+    engine = ToyEngine(
+        lambda tokens: letters(tokens) if b"told" in bytes(tokens) else 0xC3 if tokens[-1] == 111 else END
+    )
+    async with model_on(engine) as model:
+        stream = await model.open(asking())
+        waiting = asyncio.ensure_future(anext(stream))
+        while not stream._partial:
+            await asyncio.sleep(0)
+        stream.inject("<told>")
+        (delta,) = await waiting
+        assert isinstance(delta, TextDelta)
+        assert delta.text.isalpha()
