@@ -47,7 +47,7 @@ class Caches:
     def fitted(self, generation: Generation) -> bool:
         """Whether there is room for a sequence to be computed; those that wait make room for it."""
         while not self._fits(generation):
-            if not self._evict_resting(generation):
+            if not self._evict_resting():
                 return False
         return True
 
@@ -172,7 +172,7 @@ class Caches:
                     self._engine.swap_in(number_of(generation))
                     break
                 except OutOfMemoryError:
-                    if not self._evict(generation):
+                    if not self.evict():
                         return False
             self._engine.synchronize()
             generation.place = Place.DEVICE
@@ -189,28 +189,29 @@ class Caches:
             tokens = len(generation.tokens)
             self._remark(generation, "restored", tokens, generation.regaining, by=Choice.RECOMPUTE.value)
 
-    def make_room(self, youngest: Generation) -> bool:
-        """A pass doesn't fit: put something away, if need be the youngest in it. False if even alone it doesn't fit."""
-        if self._evict():
-            return True
-        if not any(other is not youngest and other.place is Place.DEVICE for other in self._running):
+    def fits_alone(self, generation: Generation) -> bool:
+        """Whether a sequence for which there is no room now can have some once others have ended."""
+        return any(other is not generation and other.place is Place.DEVICE for other in self._running)
+
+    def step_back(self, youngest: Generation) -> bool:
+        """Leave the memory to older ones; it is computed again when there is room. False if it had none."""
+        if youngest.place is not Place.DEVICE:
             return False
-        if youngest.place is Place.DEVICE:
-            began, tokens = time.perf_counter(), len(youngest.tokens)
-            self._drop(youngest)
-            data = {"choice": Choice.RECOMPUTE.value, "why": "older ones need its memory"}
-            self._remark(youngest, "cache", tokens, began, **data)
+        began, tokens = time.perf_counter(), len(youngest.tokens)
+        self._drop(youngest)
+        data = {"choice": Choice.RECOMPUTE.value, "why": "older ones need its memory"}
+        self._remark(youngest, "cache", tokens, began, **data)
         return True
 
-    def _evict(self, but: Generation | None = None) -> bool:
+    def evict(self) -> bool:
         """Free the memory that is worth least: of sequences that ended, then of those that wait."""
         if self._kept:
             self._forget(next(iter(self._kept)))
             return True
-        return self._evict_resting(but)
+        return self._evict_resting()
 
-    def _evict_resting(self, but: Generation | None) -> bool:
-        resting = [g for g in self._running if g.paused and g.place is Place.DEVICE and not g.todo and g is not but]
+    def _evict_resting(self) -> bool:
+        resting = [g for g in self._running if g.paused and g.place is Place.DEVICE and not g.todo]
         if not resting:
             return False
         self._put_away(min(resting, key=self._worth), must=True)

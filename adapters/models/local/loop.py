@@ -32,7 +32,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from .caches import Caches, number_of
-from .engine import Engine, Feed, OutOfMemoryError, Pick
+from .engine import Engine, Feed, OutOfMemoryError, Pick, Sampled
 from .generation import Began, Broke, Full, Generation, News, Place, Wrote
 from .traps import CostHandler, TrapHandler
 
@@ -94,7 +94,7 @@ class StepLoop:
         self._context = context or engine.context
         self._ends = ends
         self._batching = batching or Batching()
-        self._wishes: deque[Callable[[], None]] = deque()
+        self._wishes: deque[tuple[Generation | None, Callable[[], None]]] = deque()
         self._woken = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -137,7 +137,9 @@ class StepLoop:
         if self._open >= self._batching.max_running + self._batching.max_waiting:
             raise FullError
         self._open += 1
-        self._wish(lambda: self._waiting.append(generation))
+        self._wish(lambda: self._waiting.append(generation), generation)
+        if self._broken is not None:  # just now: the thread may not have seen the wish any more
+            raise StoppedError(self._broken)
 
     def ask(self, generation: Generation) -> None:
         """Draw the next token of a generation: the reader has dealt with the last one."""
@@ -146,7 +148,7 @@ class StepLoop:
             self._settle(generation, generation.drawn)
             generation.asked = True
 
-        self._wish(ask)
+        self._wish(ask, generation)
 
     def pause(self, generation: Generation, heard: int, era: int, expected: float | None = None) -> None:
         """Write nothing more, until something is injected, which is expected in so many seconds.
@@ -161,7 +163,7 @@ class StepLoop:
             generation.paused, generation.settled = True, False
             generation.expected, generation.since = expected, time.monotonic()
 
-        self._wish(pause)
+        self._wish(pause, generation)
 
     def inject(self, generation: Generation, tokens: Sequence[int], heard: int, era: int) -> None:
         """Append tokens behind the last one that the reader knows of (see `pause`); the model goes on behind them."""
@@ -176,12 +178,12 @@ class StepLoop:
             if generation.monitor is not None:
                 generation.monitor.told(tokens)
 
-        self._wish(inject)
+        self._wish(inject, generation)
 
     def close(self, generation: Generation) -> None:
         """End a generation; its cache is freed before the next step. Once for each that was opened."""
         self._open -= 1
-        self._wish(lambda: self._end(generation, keep=generation.over))
+        self._wish(lambda: self._end(generation, keep=generation.over), generation)
 
     async def aclose(self) -> None:
         """Stop the thread; generations that are open break off."""
@@ -194,8 +196,8 @@ class StepLoop:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
-    def _wish(self, wish: Callable[[], None]) -> None:
-        self._wishes.append(wish)
+    def _wish(self, wish: Callable[[], None], generation: Generation | None = None) -> None:
+        self._wishes.append((generation, wish))
         self._woken.set()
 
     # ------------------------------------------------------------------ the engine's thread
@@ -210,8 +212,10 @@ class StepLoop:
             _log.exception("the engine broke down")
             self._broken = f"the engine broke down ({type(error).__name__}); its log says more"
         finally:
-            for generation in [*self._running, *self._waiting]:
-                self._news.append((generation, Broke(self._broken or "the engine was closed", 503)))
+            self._broken = self._broken or "the engine was closed"
+            unseen = [generation for generation, _ in self._wishes if generation is not None]
+            for generation in dict.fromkeys([*self._running, *self._waiting, *unseen]):
+                self._news.append((generation, Broke(self._broken, 503)))
             self._tell()
             self._running.clear()
             self._waiting.clear()
@@ -220,7 +224,13 @@ class StepLoop:
     def _drain(self) -> None:
         self._woken.clear()
         while self._wishes:
-            self._wishes.popleft()()
+            generation, wish = self._wishes.popleft()
+            try:
+                wish()
+            except Exception as error:
+                if generation is None:
+                    raise
+                self._fault(generation, error)
 
     def _step(self) -> bool:
         """One step. False if there was nothing to do."""
@@ -250,12 +260,11 @@ class StepLoop:
                     generation.asked, generation.over = False, True
         if not writing:
             return 0
-        picks = [Pick(number_of(g), None if g.monitor is None else g.monitor.mask()) for g in writing]
-        for generation, sampled in zip(writing, self._engine.sample(picks), strict=True):
+        for generation, sampled in self._sampled(writing):
             generation.asked = generation.ready = False
             token = sampled.token
             if token < 0:
-                self._fail(generation, Broke("the model computed no number for the next token"))
+                self._fail(generation, Broke(sampled.error or "the model computed no number for the next token"))
                 continue
             self._drawn += 1
             generation.drawn += 1
@@ -269,6 +278,28 @@ class StepLoop:
                 generation.todo.append(token)
             self._news.append((generation, Wrote(sampled, end, generation.era)))
         return len(writing)
+
+    def _sampled(self, writing: list[Generation]) -> list[tuple[Generation, Sampled]]:
+        """Tokens for those that can be given one; the others fail, each by itself."""
+        picks: list[tuple[Generation, Pick]] = []
+        for generation in writing:
+            try:
+                mask = None if generation.monitor is None else generation.monitor.mask()
+            except Exception as error:
+                self._fault(generation, error)
+            else:
+                picks.append((generation, Pick(number_of(generation), mask)))
+        if not picks:
+            return []
+        try:
+            sampled = self._engine.sample([pick for _, pick in picks])
+            return [(generation, each) for (generation, _), each in zip(picks, sampled, strict=True)]
+        except Exception as error:
+            if len(picks) == 1:
+                self._fault(picks[0][0], error)
+                return []
+        _log.warning("drawing %d tokens failed: they are drawn one by one", len(picks))
+        return [each for generation, _ in picks for each in self._sampled([generation])]
 
     def _settle(self, generation: Generation, heard: int) -> None:
         """The reader knows of so many tokens: the last one counts, or is taken back if it isn't among them."""
@@ -343,12 +374,18 @@ class StepLoop:
         if generation in self._waiting:
             self._waiting.remove(generation)
             return
-        self._running.remove(generation)
-        self._caches.end(generation, keep=keep)
+        if generation in self._running:
+            self._running.remove(generation)
+            self._caches.end(generation, keep=keep)
 
     def _fail(self, generation: Generation, why: Broke) -> None:
         self._news.append((generation, why))
         self._end(generation, keep=False)
+
+    def _fault(self, generation: Generation, error: Exception) -> None:
+        """Something broke down that has to do with one generation: the others go on."""
+        _log.error("a generation broke down", exc_info=error)
+        self._fail(generation, Broke(f"the engine failed: {type(error).__name__}"))
 
     # ------------------------------------------------------------------ computing
 
@@ -380,21 +417,9 @@ class StepLoop:
         return generation, Feed(number_of(generation), tokens, share == len(generation.todo))
 
     def _compute(self, feeds: list[tuple[Generation, Feed]]) -> bool:
+        """Whether anything has changed by it."""
         began = time.perf_counter()
-        while feeds:
-            try:
-                self._engine.forward([feed for _, feed in feeds])
-                break
-            except OutOfMemoryError as error:
-                youngest, _ = feeds.pop()
-                if not self._caches.make_room(youngest):
-                    why = f"the sequence doesn't fit into the model's memory: {error}"
-                    self._fail(youngest, Broke(why, 507, "out_of_memory"))
-            except Exception as error:
-                _log.exception("a step of the engine failed")
-                for generation, _ in feeds:
-                    self._fail(generation, Broke(f"the engine failed: {type(error).__name__}"))
-                return True
+        feeds, changed = self._forward(feeds)
         for generation, feed in feeds:
             self._computed += len(feed.tokens)
             generation.place = Place.DEVICE
@@ -403,4 +428,31 @@ class StepLoop:
             generation.ready = feed.logits
             if generation.lost:
                 self._caches.regain(generation, len(feed.tokens), began)
-        return bool(feeds)
+        return changed
+
+    def _forward(self, feeds: list[tuple[Generation, Feed]]) -> tuple[list[tuple[Generation, Feed]], bool]:
+        """The feeds that were computed, and whether anything has changed at all."""
+        changed = False
+        while feeds:
+            try:
+                self._engine.forward([feed for _, feed in feeds])
+                return feeds, True
+            except OutOfMemoryError as error:
+                if self._caches.evict():
+                    changed = True
+                    continue
+                youngest, _ = feeds.pop()
+                if self._caches.fits_alone(youngest):
+                    changed |= self._caches.step_back(youngest)
+                else:
+                    why = f"the sequence doesn't fit into the model's memory: {error}"
+                    self._fail(youngest, Broke(why, 507, "out_of_memory"))
+                    changed = True
+            except Exception as error:
+                if len(feeds) == 1:
+                    self._fault(feeds[0][0], error)
+                    return [], True
+                _log.warning("a pass of %d sequences failed: they are computed one by one", len(feeds))
+                done = [self._forward([feed]) for feed in feeds]
+                return [feed for computed, _ in done for feed in computed], True
+        return [], changed

@@ -202,8 +202,9 @@ class LocalStream:
         self._arrived = asyncio.Event()
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self._partial = False  # a character's first bytes are there, its last aren't
-        self._delayed: list[str] = []  # to be injected behind that character
+        self._delayed: list[Callable[[], None]] = []  # what is to happen behind that character
         self._stops = Stops(request.stop)
+        self._asked = False  # for a token, which wasn't heard yet
         self._era = 0
         self._failure: ModelError | None = None
         self._over = False
@@ -215,7 +216,7 @@ class LocalStream:
     async def __anext__(self) -> Sequence[StreamEvent]:
         if self._over:
             raise StopAsyncIteration
-        self._loop.ask(self.generation)
+        self._ask()
         while True:
             while not self._news and not self._closed and self._failure is None:
                 self._arrived.clear()
@@ -230,7 +231,10 @@ class LocalStream:
                 return events
 
     def pause(self, expected: float | None = None) -> None:
-        """Write nothing more until something is injected."""
+        """Write nothing more until something is injected; a character that was begun is completed."""
+        if self._partial:
+            self._delayed.append(lambda: self.pause(expected))
+            return
         self._loop.pause(self.generation, self._written, self._new_era(), expected)
 
     def inject(self, text: str) -> None:
@@ -240,7 +244,7 @@ class LocalStream:
         `EngineSettings.overflow`.
         """
         if self._partial:  # between two bytes of a character is no place for it
-            self._delayed.append(text)
+            self._delayed.append(lambda: self.inject(text))
             return
         encode = self._vocabulary.encode
         tokens = encode(f"\n{text}\n")
@@ -293,7 +297,15 @@ class LocalStream:
                 raise ModelError(f"The model broke off: {message}.", status=status, code=code)
 
     def _take_token(self, token: int, *, end: bool) -> list[StreamEvent]:
+        self._asked = False
         self._written += 1
+        if end and self._delayed:  # it breaks off in the middle of a character: not before it was told what waits
+            self._written -= 1
+            self._asked = True
+            self._bytes.reset()
+            self._partial = False
+            self._catch_up()
+            return []
         if end:
             return self._end("stop")
         piece = self._vocabulary.pieces[token]
@@ -307,13 +319,22 @@ class LocalStream:
             if self._left <= 0:
                 return self._end("length", shown)
         if self._delayed and not self._partial:
-            delayed, self._delayed = self._delayed, []
-            for each in delayed:
-                self.inject(each)
+            self._catch_up()
         if shown:
             return [TextDelta(shown)]
-        self._loop.ask(self.generation)
+        self._ask()
         return []
+
+    def _catch_up(self) -> None:
+        delayed, self._delayed = self._delayed, []
+        for each in delayed:
+            each()
+
+    def _ask(self) -> None:
+        """Once for each token. To ask again, behind a remark, would say that one was heard that may be on its way."""
+        if not self._asked:
+            self._asked = True
+            self._loop.ask(self.generation)
 
     def _end(self, reason: str, text: str = "") -> list[StreamEvent]:
         self._over = True

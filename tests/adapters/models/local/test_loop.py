@@ -6,14 +6,14 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 from toy_engine import ToyEngine
 
 from asynclm.adapters.models.local.costs import Costs, Curve
-from asynclm.adapters.models.local.engine import OutOfMemoryError, Sampling
+from asynclm.adapters.models.local.engine import Feed, Memory, OutOfMemoryError, Pick, Sampling
 from asynclm.adapters.models.local.generation import Began, Broke, Full, Generation, News, Remark, Wrote
 from asynclm.adapters.models.local.loop import Batching, FullError, StepLoop, StoppedError
 from asynclm.adapters.models.local.traps import Choice, CostHandler, Decision
@@ -552,3 +552,59 @@ async def test_whatever_readers_do_each_token_follows_from_what_its_reader_knows
         assert engine.host == {}
         assert engine.memory().used_tokens <= 100
         assert loop.load()[:2] == (0, 0)
+
+
+async def test_a_prompt_alone_takes_the_memory_of_sequences_that_ended() -> None:
+    engine = ToyEngine(limit=64)
+    async with running(engine, kept_tokens=64, chunk=16) as loop:
+        ended = Reader(loop, engine, [5] * 40, max_tokens=5)
+        while await ended.next() is not None:
+            pass
+        ended.close()
+        await settled(loop)
+        assert engine.memory().used_tokens == 44
+        other = Reader(loop, engine, [6] * 50, max_tokens=5)
+        async with asyncio.timeout(10):
+            while await other.next() is not None:
+                pass
+        assert other.heard == 5
+
+
+@pytest.mark.parametrize("method", ["sample", "forward"])
+async def test_a_sequence_that_the_engine_can_not_take_fails_alone(method: str) -> None:
+    engine = ToyEngine()
+    whole = getattr(engine, method)
+
+    def picky(items: Sequence[Pick | Feed]) -> object:
+        if any(item.sequence == 2 and engine.length(2) > 5 for item in items):
+            raise ValueError("the second one")
+        return whole(items)
+
+    vars(engine)[method] = picky
+    async with running(engine) as loop:
+        readers = [Reader(loop, engine, [n, n + 1]) for n in (5, 50, 90)]
+        first, second, third = (asyncio.create_task(reader.read(30)) for reader in readers)
+        with pytest.raises(RuntimeError, match="ValueError"):
+            await second
+        await asyncio.gather(first, third)
+        assert len(readers[1].view) < 8
+
+
+async def test_whoever_came_just_before_the_engine_broke_down_is_told() -> None:
+    engine = ToyEngine()
+    late: list[Reader] = []
+
+    def memory() -> Memory:
+        late.append(Reader(loop, engine, [7]))  # too late to be seen by the thread that is about to end
+        raise SystemError
+
+    async with running(engine) as loop:
+        reader = Reader(loop, engine, [5, 6, 7])
+        await reader.read(1)
+        vars(engine)["memory"] = memory
+        other = Reader(loop, engine, [5, 6, 7])
+        for each in (reader, other, *late):
+            with pytest.raises(RuntimeError, match="SystemError"):
+                while True:
+                    await each.next()
+        assert late
