@@ -154,13 +154,15 @@ def _by_span(
     query = query[:, :, span.begin : span.end]
     keys = keys.narrow(2, span.start + first, columns)
     values = values.narrow(2, span.start + first, columns)
+    heads = keys.shape[1]
     if rows == 1:
-        return scaled_dot_product_attention(query, keys, values, scale=scaling, enable_gqa=True)
+        # Heads of queries that share keys are as rows of one: those keys are then read once for all of them.
+        query = query.reshape(1, heads, query.shape[1] // heads, -1)
+        return scaled_dot_product_attention(query, keys, values, scale=scaling).flatten(1, 2).unsqueeze(2)
     windowed = window is not None and window < length
     if span.past == 0 and not windowed:
         return scaled_dot_product_attention(query, keys, values, is_causal=True, scale=scaling, enable_gqa=True)
     # Heads of queries that share keys go into the batch's dimension: faster under a mask than `enable_gqa` (CPU).
-    heads = keys.shape[1]
     shared = query.shape[1] // heads
     mask = batch.mask(rows, columns, window if windowed else None, query.dtype)
     output = scaled_dot_product_attention(

@@ -21,7 +21,7 @@ from asynclm.adapters.models.local.engine import OutOfMemoryError
 from asynclm.adapters.models.protocol import LoadError
 from asynclm.adapters.models.transformers.arena import Arena, LayerShape, bytes_per_token
 from asynclm.adapters.models.transformers.attention import UnsupportedError
-from asynclm.adapters.models.transformers.check import replace_attention, varlen_works
+from asynclm.adapters.models.transformers.check import linears_packed, replace_attention, varlen_works
 from asynclm.adapters.models.transformers.convert import convert_again, converted
 from asynclm.adapters.models.transformers.cores import cores
 from asynclm.adapters.models.transformers.engine import TransformersEngine
@@ -71,6 +71,8 @@ def build(options: LoadOptions, progress: Callable[[str], None]) -> Loaded:
             vocabulary = TransformersVocabulary(tokenizer, vocabulary_size, _ends(model))
         except UnknownTokenizerError as error:
             raise LoadError(f"the tokenizer of {source.name} can't be used: {error}") from None
+        if device.type == "cpu" and not linears_packed(model, layers, vocabulary=vocabulary_size, dtype=dtype):
+            logger.info("oneDNN's linear layers can't be had here: torch's own are used")
         varlen = device.type == "cuda" and _try_varlen(model, layers, vocabulary_size, dtype, device)
     engine = TransformersEngine(
         model,

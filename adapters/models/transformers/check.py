@@ -15,6 +15,7 @@ from asynclm.adapters.models.local.engine import Feed, Sampling
 from asynclm.adapters.models.transformers.arena import Arena, LayerShape
 from asynclm.adapters.models.transformers.attention import NAME, Probe, UnsupportedError
 from asynclm.adapters.models.transformers.engine import TransformersEngine
+from asynclm.adapters.models.transformers.linears import PackedLinears
 
 _TOKENS: Final = 24
 _PIECES: Final = (10, 1, 13)  # a prompt, a token, and a chunk behind a past
@@ -72,6 +73,38 @@ def varlen_works(
     except (ImportError, RuntimeError, TypeError, ValueError):  # not built in, not for this GPU, dtype or width
         return False
     return _alike(logits[1], logits[0], dtype)
+
+
+def linears_packed(model: Any, layers: dict[int, LayerShape], *, vocabulary: int, dtype: torch.dtype) -> bool:
+    """Put oneDNN's linear layers into a model on the CPU; False if that can't be had here, and all is as it was."""
+    device = torch.device("cpu")
+    tokens = [(i * 7919 + 11) % vocabulary for i in range(_TOKENS)]
+
+    def compute() -> Tensor:
+        arena = Arena(layers, tokens=2 * _PAGE, page=_PAGE, dtype=dtype, device=device)
+        engine = TransformersEngine(model, arena, context=_TOKENS, vocabulary=vocabulary, description="")
+        return _last_logits(engine, tokens)
+
+    expected = compute()
+    for fuse in (True, False):
+        try:
+            packed = PackedLinears(model, lambda: _pass(model), fuse=fuse)
+        except (AttributeError, RuntimeError, TypeError):  # no such operator, not for this CPU or dtype
+            return False
+        try:
+            if _alike(compute(), expected, dtype):
+                return True
+        except (AttributeError, RuntimeError, TypeError):  # it uses its layers otherwise than by calling them
+            pass
+        packed.undo()
+    return False
+
+
+def _pass(model: Any) -> None:
+    """Let the model compute two tokens."""
+    tokens = torch.tensor([[1, 2]])
+    with torch.inference_mode():
+        model(input_ids=tokens, position_ids=torch.arange(2)[None], use_cache=False, asynclm=Probe())
 
 
 def _last_logits(engine: TransformersEngine, tokens: list[int]) -> Tensor:
