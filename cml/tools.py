@@ -68,7 +68,7 @@ class CallError(Exception):
 
     `type` is one of: `syntax_error`, `not_closed`, `invalid_id`, `duplicate_id`, `too_many_calls`, `unknown_tool`,
     `invalid_arguments` (the call was not run); `tool_error`, `timeout`, `unserializable_result`, `cancelled` (it was);
-    `no_result` (the client has not said what came of it).
+    `no_result` (the client has not said what came of it), `outcome_unknown` (the process that ran it was lost).
     """
 
     def __init__(self, type: str, message: str) -> None:

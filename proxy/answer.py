@@ -42,8 +42,10 @@ class StreamedAnswer:
         self._calls = 0
 
     def begin(self) -> None:
-        """The role, before anything else."""
+        """The role, before anything else, whatever was noted already."""
+        noted, self._parts = self._parts, []
         self._raw(b'{"role":"assistant","content":"","refusal":null}')
+        self._parts += noted
 
     def text(self, text: str) -> None:
         """A content delta."""

@@ -56,7 +56,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
     """A chat request whose shape was checked. `max_tokens_key` is the name the client used for the bound.
 
     `functions` are tools of the client's own, `rounds` the native calls in the messages; both are left to the upstream
-    where a request is only translated.
+    where a request is only translated. `single`: an answer may hold one call to the client's tools (OpenAI's
+    `parallel_tool_calls: false`).
     """
 
     model: str
@@ -69,6 +70,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     parameters: dict[str, Any]
     functions: tuple[Function, ...] = ()
     rounds: tuple[Round, ...] = ()
+    single: bool = False
 
 
 class Routing(msgspec.Struct):
@@ -107,6 +109,7 @@ def parse(body: bytes, *, with_tools: bool = True) -> ChatRequest:
     max_tokens_key = "max_tokens" if request.get("max_completion_tokens") is None else "max_completion_tokens"
     options = request.get("stream_options")
     messages = _messages(request.get("messages"))
+    functions = read_tools(request) if with_tools else ()
     return ChatRequest(
         model=model,
         messages=messages,
@@ -116,8 +119,9 @@ def parse(body: bytes, *, with_tools: bool = True) -> ChatRequest:
         max_tokens=_count(request, max_tokens_key),
         max_tokens_key=max_tokens_key,
         parameters={key: value for key, value in request.items() if key not in _OURS},
-        functions=read_tools(request) if with_tools else (),
+        functions=functions,
         rounds=tuple(read_rounds(messages)) if with_tools else (),
+        single=bool(functions) and request.get("parallel_tool_calls") is False,
     )
 
 
@@ -146,9 +150,9 @@ def prompt(messages: list[dict[str, Any]], instructions: str) -> list[dict[str, 
     """
     if not instructions:
         return messages
-    first = messages[0]
-    if first["role"] not in ("system", "developer"):
+    if not messages or messages[0]["role"] not in ("system", "developer"):
         return [{"role": "system", "content": instructions}, *messages]
+    first = messages[0]
     content = first.get("content")
     if isinstance(content, list):
         joined: Any = [{"type": "text", "text": instructions}, *content]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keyword
-import re
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Container, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from asynclm.adapters.tools.identifiers import identifier_characters
 from asynclm.adapters.tools.toolbox import Toolbox
 from asynclm.cml.prompt import instructions
 from asynclm.cml.tools import Owner, ToolSpec
@@ -148,7 +148,7 @@ def python_name(name: str) -> str:
 
 
 def _identifier(part: str) -> str:
-    part = re.sub(r"\W", "_", part)
+    part = identifier_characters(part)
     return part if part.isidentifier() and not keyword.iskeyword(part) else f"_{part}"
 
 

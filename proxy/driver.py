@@ -4,7 +4,9 @@ A run gives one answer or, where the client has tools of its own, one after the 
 others. Every stream and every call is a task that the driver owns; whatever ends the run (the answer is complete, the
 client left, time is up), they are all ended before `drive` returns, but for two kinds that go to the background: a
 stream whose model has stopped and whose connection is about to become free, and calls that nobody waits for. The calls
-of a parked run go on; who keeps the run resumes it in the end, or abandons and closes it.
+of a parked run go on; who keeps the run resumes it in the end, or abandons and closes it. It can also go on elsewhere:
+`state` is what another driver's `restore` takes, and `hand_over` leaves the calls that are under way to the executor,
+their results to whoever watches.
 
 The machine is fed from those tasks directly. Nothing awaits between an event and its actions, so no lock is needed
 and the path of a chunk is: bytes, delta, machine, bytes.
@@ -16,8 +18,8 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -35,14 +37,19 @@ from asynclm.adapters.models.protocol import (
 from asynclm.cml.machine import Run, RunError
 from asynclm.cml.machine import actions as act
 from asynclm.cml.machine import events as ev
+from asynclm.cml.machine.parked import ParkedState
 from asynclm.cml.timeline import Timeline
+from asynclm.cml.tools import Catalog
 from asynclm.cml.transcript import Segment
 from asynclm.cml.usage import Usage
 from asynclm.proxy.background import Background
 from asynclm.proxy.cache import ANYONE, Caller
 from asynclm.proxy.errors import run_error
 from asynclm.proxy.executor import Executor
-from asynclm.proxy.history import wire_id
+from asynclm.proxy.handed import Elsewhere, Handed, Happened, Watch
+from asynclm.proxy.result import Result
+from asynclm.proxy.sink import Sink
+from asynclm.proxy.wire_id import STEM_BYTES, wire_id
 
 _log = logging.getLogger(__name__)
 
@@ -50,32 +57,7 @@ _log = logging.getLogger(__name__)
 _USAGE_GRACE_S: Final = 0.5
 _TEXT_PIECE_S: Final = 0.01
 
-
 Wrote = Callable[[int, str], None]
-
-
-class Sink(Protocol):
-    """Where the answer goes. All but `open` and `flush` only note what is to be sent."""
-
-    async def open(self) -> None:
-        """The upstream has accepted the run: the response can begin."""
-        ...
-
-    def text(self, text: str) -> None:
-        """A piece of the visible answer."""
-        ...
-
-    def reasoning(self, text: str, field: str) -> None:
-        """A piece of the model's reasoning, under the upstream's name for it."""
-        ...
-
-    def tool_call(self, id: str, name: str, arguments: str) -> None:
-        """A call to a tool of the client's own; `arguments` is JSON text."""
-        ...
-
-    async def flush(self) -> None:
-        """Send what was noted; wait while the client is slow to take it."""
-        ...
 
 
 class Driver:
@@ -111,7 +93,8 @@ class Driver:
         self._background = background
         self._max_s = max_s
         self._names = names or {}
-        self.handed: dict[str, int] = {}  # calls that the client was sent and has not answered, by the client's id
+        self.handed: dict[str, Handed] = {}  # calls that the client was sent and has not answered, by the client's id
+        self.stem = os.urandom(STEM_BYTES).hex()  # of the ids of this answer's calls
         self.caller = caller
         self._wrote = wrote
         self._loop = asyncio.get_running_loop()
@@ -123,6 +106,9 @@ class Driver:
         self._draining: set[int] = set()  # streams whose model has stopped by itself
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._detached: set[int] = set()  # calls that may outlive the run
+        self._elsewhere: Elsewhere | None = None
+        self._inherited: set[int] = set()  # calls that are under way there
+        self._watches: list[Watch] = []
         self._cached: Counter[str] = Counter()
         self._timers: list[asyncio.TimerHandle] = []
         self._shown: list[str] = []  # text that is not in the timeline yet
@@ -158,6 +144,11 @@ class Driver:
         return self._run.parked
 
     @property
+    def state(self) -> ParkedState:
+        """The parked run, to go on elsewhere."""
+        return self._run.state
+
+    @property
     def cached(self) -> dict[str, int]:
         """How the cache served its calls: how many times each way."""
         return dict(self._cached)
@@ -175,13 +166,18 @@ class Driver:
         *,
         stop: tuple[str, ...] = (),
         max_tokens: int | None = None,
+        single: bool = False,
+        tools: Catalog | None = None,
+        names: Mapping[str, str] | None = None,
+        words: Sequence[str] = (),
         caller: Caller = ANYONE,
         wrote: Wrote | None = None,
     ) -> act.Finish:
         """Go on with a parked run, whose client has come back, to the end of a further answer.
 
-        `results` are what its tools returned, JSON text by the client's id of the call; `stop` and `max_tokens` bound
-        the answer. Cancel the awaiting task to abandon the run.
+        `results` are what its tools returned, JSON text by the client's id of the call, `words` what the user said
+        behind them; `stop`, `max_tokens` and `single` bound the answer. `tools` and `names` are those of the answer, if
+        they are others. Cancel the awaiting task to abandon the run.
         """
         self._sink, self._model, self._prepare, self.caller = sink, model, prepare, caller
         self._wrote = wrote
@@ -189,9 +185,68 @@ class Driver:
         self._streams_before, self._calls_before = len(self._streams), len(self._calls)
         self._cached.clear()
         self._said.clear()
-        values = {call: (True, results[id]) for id, call in self.handed.items() if id in results}
+        values = {call.number: (True, results[id]) for id, call in self.handed.items() if id in results}
         self.handed = {}
-        return await self._answer(lambda: self._run.resume(values, self._loop.time(), stop=stop, max_tokens=max_tokens))
+        self.stem = os.urandom(STEM_BYTES).hex()
+        if names is not None:
+            self._names = names
+        return await self._answer(
+            lambda: self._run.resume(
+                values,
+                self._loop.time(),
+                stop=stop,
+                max_tokens=max_tokens,
+                single=single,
+                catalog=tools,
+                words=words,
+            )
+        )
+
+    def restore(
+        self,
+        state: ParkedState,
+        handed: Mapping[str, Handed],
+        happened: Iterable[Happened],
+        elsewhere: Elsewhere,
+    ) -> None:
+        """Be the parked run that another driver has kept, in place of `drive`; `resume` goes on with it.
+
+        `happened` is what it was told since. Calls that are open still may be under way `elsewhere`.
+        """
+        self._carry_out(self._run.restore(state, self._loop.time()))
+        self.handed = dict(handed)
+        self._elsewhere = elsewhere
+        self._inherited = {call.number for call in state.calls}
+        for event in happened:
+            self._tell(event)
+
+    def watch(self, watch: Watch) -> None:
+        """Call this with every result, and with what is said from outside, from now on."""
+        self._watches.append(watch)
+
+    def unwatch(self, watch: Watch) -> None:
+        """Call it no more."""
+        if watch in self._watches:
+            self._watches.remove(watch)
+
+    async def settle(self) -> None:
+        """Wait until no call of a parked run is under way."""
+        calls = [task for task in self._calls.values() if not task.done()]
+        if calls:
+            await asyncio.wait(calls)
+
+    def hand_over(self) -> None:
+        """Another driver goes on with the parked run: the calls that are under way end by themselves."""
+        self._tell(ev.TakenOver())
+        for number, task in self._calls.items():
+            if not task.done() and number not in self._detached:
+                self._detached.add(number)
+                self._executor.detach(task)
+
+    def cancel_calls(self) -> None:
+        """Nobody wants what comes of the calls of a run that was handed over."""
+        for task in self._calls.values():
+            task.cancel()
 
     async def aclose(self) -> None:
         """End what a parked run, which was abandoned, has left."""
@@ -222,8 +277,15 @@ class Driver:
         """Put somebody's words into the running answer. False if they can't reach the model any more."""
         if not self._run.listens:
             return False
-        self._tell(ev.OutsideInterrupt(source, text, scheduling))
+        said = ev.OutsideInterrupt(source, text, scheduling)
+        self._tell(said)
+        if self._run.parked:
+            self._watched(said)
         return True
+
+    def _watched(self, event: Happened) -> None:
+        for watch in list(self._watches):
+            watch(event)
 
     def _expire(self) -> None:
         message = f"The run took longer than {self._max_s:g} s, which is as long as it may."
@@ -277,10 +339,11 @@ class Driver:
                     if detached:
                         self._detached.add(call)
                 case act.EmitToolCall(call=call, id=id, spec=spec, arguments=arguments):
-                    wire = wire_id(os.urandom(10), id)
-                    self.handed[wire] = call
+                    wire = wire_id(self.stem, len(self.handed), id)
                     name = self._names.get(spec.name, spec.name)
-                    self._sink.tool_call(wire, name, msgspec.json.encode(arguments).decode())
+                    handed = Handed(call, name, msgspec.json.encode(arguments).decode())
+                    self.handed[wire] = handed
+                    self._sink.tool_call(wire, name, handed.arguments)
                 case act.CancelCall(call=call):
                     self._detached.discard(call)
                     self._calls[call].cancel()
@@ -413,12 +476,19 @@ class Driver:
 
     async def _execute(self, action: act.Execute) -> None:
         number = action.call
-        result = await self._executor.execute(
-            action.spec,
-            action.arguments,
-            dispatched=lambda: self._tell(ev.CallDispatched(number)),
-            caller=self.caller,
-        )
+        result: Result | None = None
+        if number in self._inherited and self._elsewhere is not None:
+            self._inherited.discard(number)
+            result = await self._elsewhere.result(number)
+        if result is None:
+            result = await self._executor.execute(
+                action.spec,
+                action.arguments,
+                dispatched=lambda: self._tell(ev.CallDispatched(number)),
+                caller=self.caller,
+            )
         if result.cache is not None:
             self._cached[result.cache] += 1
-        self._tell(ev.ResultArrived(number, result.ok, result.value, result.ms, result.cache))
+        arrived = ev.ResultArrived(number, result.ok, result.value, result.ms, result.cache)
+        self._tell(arrived)
+        self._watched(arrived)

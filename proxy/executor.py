@@ -64,7 +64,7 @@ class Executor:
         self._max_result_bytes = max_result_bytes
         self._cache = cache
         self._server_slots = asyncio.Semaphore(max_concurrency)
-        self._tool_slots: dict[str, asyncio.Semaphore] = {}
+        self._tool_slots: dict[str, _ToolSlots] = {}  # of tools that are waited for, or at work
         self._work: set[asyncio.Task[object]] = set()
         self._left_behind: dict[str, int] = {}  # by tool: work that nobody waits for and that hasn't ended
         self._detached: set[asyncio.Task[Any]] = set()
@@ -112,14 +112,20 @@ class Executor:
             return _failed(CallError("cancelled", _CLOSING))
         slots = self._tool_slots.get(spec.name)
         if slots is None:
-            slots = self._tool_slots[spec.name] = asyncio.Semaphore(spec.concurrency or self._max_concurrency)
-        problem = await self._turn(spec, slots)
-        if problem is not None:
-            return _failed(problem)
-        # From here on there is no await until the work exists, and its end gives the tool's slot back.
-        work = asyncio.create_task(_run(self._toolbox[spec.name], arguments), name=f"tool {spec.name}")
+            slots = self._tool_slots[spec.name] = _ToolSlots(spec.concurrency or self._max_concurrency)
+        slots.users += 1
+        work: asyncio.Task[object] | None = None
+        try:
+            problem = await self._turn(spec, slots)
+            if problem is not None:
+                return _failed(problem)
+            # From here on there is no await until the work exists, and its end gives the tool's slot back.
+            work = asyncio.create_task(_run(self._toolbox[spec.name], arguments), name=f"tool {spec.name}")
+        finally:
+            if work is None:
+                self._leave(spec.name, slots)
         self._work.add(work)
-        work.add_done_callback(lambda work: self._ended(work, slots))
+        work.add_done_callback(lambda work: self._ended(work, spec.name, slots))
         try:
             return await self._result(spec, work, dispatched)
         finally:
@@ -154,7 +160,7 @@ class Executor:
                 work.cancel()
             await _wait(self._work, _STOP_S)
 
-    async def _turn(self, spec: ToolSpec, slots: asyncio.Semaphore) -> CallError | None:
+    async def _turn(self, spec: ToolSpec, slots: _ToolSlots) -> CallError | None:
         """Wait for a slot of the tool and one of the server; returns with both, or with an error and neither."""
         try:
             async with asyncio.timeout(self._queue_timeout_s):
@@ -166,11 +172,21 @@ class Executor:
                     raise
         except TimeoutError:
             return CallError("timeout", self._no_turn(spec))
+        problem = None
         if self._closing:
+            problem = CallError("cancelled", _CLOSING)
+        elif spec.name not in self._toolbox:  # its source took it away meanwhile
+            problem = CallError("unknown_tool", f"not run: there is no tool {spec.name!r} any more")
+        if problem is not None:
             self._server_slots.release()
             slots.release()
-            return CallError("cancelled", _CLOSING)
-        return None
+        return problem
+
+    def _leave(self, name: str, slots: _ToolSlots) -> None:
+        """One call less needs these slots. Tools come and go, so those that nobody needs are forgotten."""
+        slots.users -= 1
+        if not slots.users:
+            del self._tool_slots[name]
 
     async def _result(
         self, spec: ToolSpec, work: asyncio.Task[object], dispatched: Callable[[], None] | None
@@ -225,12 +241,15 @@ class Executor:
 
         def ended(_: asyncio.Task[object]) -> None:
             self._left_behind[name] -= 1
+            if not self._left_behind[name]:
+                del self._left_behind[name]
 
         work.add_done_callback(ended)
 
-    def _ended(self, work: asyncio.Task[object], slots: asyncio.Semaphore) -> None:
+    def _ended(self, work: asyncio.Task[object], name: str, slots: _ToolSlots) -> None:
         self._work.discard(work)
         slots.release()
+        self._leave(name, slots)
         if not work.cancelled():
             work.exception()  # nobody else may ask for it: this keeps asyncio from complaining
 
@@ -238,6 +257,12 @@ class Executor:
         self._detached.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a detached call failed", exc_info=error)
+
+
+class _ToolSlots(asyncio.Semaphore):
+    """The slots of one tool. `users` are the calls that wait for one or hold one."""
+
+    users = 0
 
 
 async def _run(tool: Tool, arguments: dict[str, Any]) -> object:

@@ -8,9 +8,8 @@ end of the conversation are the beginning of the run's transcript; earlier ones 
 from __future__ import annotations
 
 import keyword
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -19,12 +18,10 @@ from asynclm.cml.machine.parking import NO_RESULT
 from asynclm.cml.render import render_body, render_call, render_interrupt, render_trap
 from asynclm.cml.tokens import escape, escape_json
 from asynclm.cml.transcript import Segment, as_prefill, as_turns
+from asynclm.proxy.conversations.turns import Turn
 from asynclm.proxy.errors import invalid
 from asynclm.proxy.result_json import result_json
-from asynclm.proxy.turns import Turn
-
-_ID: Final = re.compile(r"call_[0-9a-f]{20}_([A-Za-z0-9_]+)")  # ours: `Driver` makes them
-_MAX_ID: Final = 14  # of the part that is the model's: OpenAI's API takes ids of up to 40 characters
+from asynclm.proxy.wire_id import model_id
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -55,12 +52,6 @@ class History(msgspec.Struct, frozen=True):
     transcript: list[Segment]
     used: list[str]
     start: int
-
-
-def wire_id(random: bytes, id: str) -> str:
-    """The id of a call for the client: not to be guessed, and telling the model's own id if that is short."""
-    stem = f"call_{random.hex()}"
-    return f"{stem}_{id}" if len(id) <= _MAX_ID and id.isascii() else stem
 
 
 def read_rounds(messages: Sequence[dict[str, Any]]) -> list[Round]:
@@ -174,8 +165,7 @@ def _body(name: str, arguments: str) -> str:
 
 def _id(wire: str, known: set[str]) -> str:
     """The model's own id for a call where that can be told, else a new one."""
-    found = _ID.fullmatch(wire)
-    id = found[1] if found else "c1"
+    id = model_id(wire) or "c1"
     if not id.isidentifier() or keyword.iskeyword(id) or id in RESERVED or id.startswith(AGENT):
         id = "c1"
     n = 1

@@ -6,14 +6,21 @@ Times are seconds into the run. Streams that follow one another share a lane; th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from asynclm.cml.timeline import Entry, Timeline
 
 SpanKind = Literal["wait", "text", "ahead", "block", "paused", "queued", "running", "failed", "held"]
-MarkKind = Literal["interrupt", "trap", "delivered", "rejected", "cancelled", "outside"]
+MarkKind = Literal["interrupt", "trap", "cached", "delivered", "rejected", "cancelled", "outside"]
+
+_NOTES: Final[dict[object, str]] = {
+    "hit": "cache hit",
+    "miss": "cache miss",
+    "stale": "cache hit, stale",
+    "coalesced": "coalesced",
+}
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -30,18 +37,23 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """A moment. Of a stream: `interrupt`, `trap`; of a call: `delivered`, `rejected`, `cancelled`; else `outside`."""
+    """A moment.
+
+    Of a stream: `interrupt`, `trap`; of a call: `cached` (its result came from the store), `delivered`, `rejected`,
+    `cancelled`; else `outside`.
+    """
 
     at: float
     kind: MarkKind
 
 
 class Lane(msgspec.Struct):
-    """One line of the picture."""
+    """One line of the picture. `note` is how the cache of tool results served the call, where it was asked."""
 
     label: str
     spans: list[Span] = []
     marks: list[Mark] = []
+    note: str = ""
 
 
 def length(timeline: Timeline) -> float:
@@ -141,7 +153,13 @@ def _call(entries: list[Entry], told: dict[str, float], end: float) -> Lane:
                 lane.spans.append(Span(since, entry.t, "queued"))
                 since, doing = entry.t, "running"
             case "result":
-                lane.spans.append(Span(since, entry.t, "running" if entry.data.get("ok", True) else "failed"))
+                served = entry.data.get("cache")
+                lane.note = _NOTES.get(served, "")
+                if served in ("hit", "stale"):
+                    lane.spans.append(Span(since, entry.t, "queued"))
+                    lane.marks.append(Mark(entry.t, "cached"))
+                else:
+                    lane.spans.append(Span(since, entry.t, "running" if entry.data.get("ok", True) else "failed"))
                 since, doing = entry.t, "held"
             case "cancelled":
                 lane.spans.append(Span(since, entry.t, doing))

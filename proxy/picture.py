@@ -1,6 +1,7 @@
 """A run's timeline as a picture in the terminal: a lane for the stream(s) and for each call, on one axis of time.
 
 `Picture` is a rich renderable: it takes the width it is given, and draws in ASCII where the terminal knows no more.
+Behind a call stands how the cache of tool results served it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from asynclm.proxy.lanes import Lane, MarkKind, SpanKind, lanes, length
 
 _MAX_LABEL: Final = 26
 _MIN_TICK: Final = 8  # columns
+_MIN_WIDTH: Final = 24  # of the drawing; what the cache did is left out where it would leave less
 
 # glyph, the same in ASCII, style, what the legend calls it
 _SPANS: Final[dict[SpanKind, tuple[str, str, str, str]]] = {
@@ -35,6 +37,7 @@ _WORK: Final = frozenset({"text", "ahead", "block", "running", "failed"})
 _MARKS: Final[dict[MarkKind, tuple[str, str, str, str]]] = {
     "interrupt": ("▼", "v", "bold magenta", "interrupt"),
     "trap": ("◆", "T", "bold yellow", "trap"),
+    "cached": ("○", "c", "bold green", "from the cache"),
     "delivered": ("●", "o", "bold magenta", "delivered"),
     "rejected": ("✗", "x", "bold red", "rejected"),
     "cancelled": ("✗", "x", "bold red", "cancelled"),
@@ -60,6 +63,10 @@ class Picture:
             _MAX_LABEL, options.max_width // 3, max((len(lane.label) for row in rows for lane in row), default=0)
         )
         width = max(10, options.max_width - label - 2)
+        notes = max((len(lane.note) + 1 for row in rows for lane in row if lane.note), default=0)
+        noted = width - notes >= _MIN_WIDTH
+        if noted:
+            width -= notes
         total = max([length(timeline) for timeline in self._timelines], default=0.0) or 0.001
         for number, (timeline, row) in enumerate(zip(self._timelines, rows, strict=True)):
             if number:
@@ -67,7 +74,8 @@ class Picture:
             yield Text(f"{self._titles[number]}  {length(timeline) * 1000:.0f} ms", style="bold")
             for lane in row:
                 line = Text().append(_fit(lane.label, label, ascii_only) + "  ", "dim")
-                yield line.append_text(_draw(lane, total, width, ascii_only))
+                line.append_text(_draw(lane, total, width, ascii_only))
+                yield line.append(f" {lane.note}", "dim") if noted and lane.note else line
         yield Text(" " * (label + 2) + _axis(total, width), style="dim")
         if self._legend:
             yield from _explain(rows, options.max_width, ascii_only)

@@ -66,6 +66,8 @@ class Registry:
         self._look()
         duration = timeline.entries[-1].t if timeline.entries else 0.0
         written = to_jsonl(timeline)
+        if id in self._past:  # it was here before another process had it
+            self._bytes -= len(self._past.pop(id)[1])
         self._past[id] = (_summary(timeline, "failed" if failed else "finished", duration), written)
         self._bytes += len(written)
         while len(self._past) > self._keep or self._bytes > _MAX_BYTES:

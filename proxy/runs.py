@@ -11,42 +11,45 @@ import msgspec
 from aiohttp import web
 
 from asynclm.adapters.models.protocol import Model, Request
+from asynclm.adapters.stores import Store
 from asynclm.adapters.tools.toolbox import Toolbox
 from asynclm.cml.machine import POLICIES, Run, RunError
 from asynclm.cml.machine.actions import Finish, OpenStream
 from asynclm.cml.render import STOP
 from asynclm.cml.timeline import Timeline
+from asynclm.cml.tools import Effect
 from asynclm.proxy.answer import StreamedAnswer, WholeAnswer
 from asynclm.proxy.background import Background
 from asynclm.proxy.cache import ANYONE, Caller
 from asynclm.proxy.chat import ChatRequest, escaped, prompt, text_size
 from asynclm.proxy.client_tools import Kit, Kits, python_name
 from asynclm.proxy.config import Config
-from asynclm.proxy.driver import Driver, Sink
-from asynclm.proxy.errors import INVALID_REQUEST, api_error
+from asynclm.proxy.conversations.depot import Depot, Found
+from asynclm.proxy.conversations.inherited import Inherited
+from asynclm.proxy.conversations.lobby import Lobby
+from asynclm.proxy.conversations.parked import ParkedRun
+from asynclm.proxy.conversations.stored_turns import StoredTurns
+from asynclm.proxy.conversations.turns import Turn, Turns
+from asynclm.proxy.conversations.waiting import words_behind
+from asynclm.proxy.driver import Driver
+from asynclm.proxy.errors import api_error
 from asynclm.proxy.executor import Executor
 from asynclm.proxy.history import History, as_cml, told
-from asynclm.proxy.parked import Parked, ParkedRun
-from asynclm.proxy.recording.recordings import LIVE, Recordings, Wish
+from asynclm.proxy.recording.recordings import LIVE, Recordings, Wish, key_hash
 from asynclm.proxy.recording.tap import Tap
 from asynclm.proxy.recording.tape import Tape
 from asynclm.proxy.registry import Registry, new_timeline
 from asynclm.proxy.room import Roomy
+from asynclm.proxy.shared_secret import SharedSecret
+from asynclm.proxy.sink import Sink
 from asynclm.proxy.sinks import StreamSink, WholeSink
 from asynclm.proxy.speeds import Speeds
-from asynclm.proxy.turns import Turns
 from asynclm.proxy.upstreams import Route, Upstreams
 
 RUN_ID_HEADER: Final = "x-asynclm-run-id"
 REQUEST_ID_HEADER: Final = "x-request-id"
 _OFF: Final = "off"
 _LEFT: Final = RunError("The client closed the connection.", 499, "cancelled", "client_disconnected")
-_CHANGED: Final = RunError(
-    "The client came back with another request than the one this run waited for.",
-    409,
-    INVALID_REQUEST,
-    "request_changed",
-)
 
 
 class Runs:
@@ -61,6 +64,8 @@ class Runs:
         registry: Registry,
         background: Background,
         recordings: Recordings | None = None,
+        store: Store | None = None,
+        secret: SharedSecret | None = None,
     ) -> None:
         self._server = config.server
         self._limits = config.limits.of_a_run()
@@ -73,18 +78,23 @@ class Runs:
         self._background = background
         self._recordings = recordings
         self._speeds = Speeds(config)
-        self._turns = Turns(config.limits.turns_chars)
-        self._parked = Parked(config.limits.parked_s, config.limits.max_parked, self._give_up)
+        self._off_keys = frozenset(each.lower() for each in config.recording.off_keys)
+        stored, depot = _kept(config, store, secret)
+        self._turns = Turns(config.limits.turns_chars, stored)
+        self.lobby = Lobby(registry, config.limits.parked_s, config.limits.max_parked, depot)
 
     async def answer(
         self, request: web.Request, chat: ChatRequest, route: Route, policy: str, wish: Wish = LIVE
     ) -> web.StreamResponse:
         """Run with the proxy's tools, and the client's; or go on with the run that the client comes back to."""
         kit = self._kits.of(chat.functions)
-        run = self._come_back(chat, route, policy, _caller(request))
+        caller = _caller(request)
+        run = await self.lobby.come_back(chat, route, policy, caller.key)
+        if run is None:
+            run = await self._restored(chat, route, policy, kit, caller)
         if run is None:
             return await self._begin(request, chat, route, policy, kit, wish)
-        return await self._go_on(request, chat, run, wish)
+        return await self._go_on(request, chat, run, kit, wish)
 
     async def plain(
         self, request: web.Request, chat: ChatRequest, route: Route, wish: Wish = LIVE
@@ -106,15 +116,14 @@ class Runs:
     ) -> Driver:
         """Put a run together under the policy that `timeline` names; it starts when it is driven. Knows no HTTP."""
         kit = self._kits.of(chat.functions) if with_tools else None
-        history = self._history(chat, route, kit, api_key)
+        history = self._history(chat, route, kit, [])
         return self._driver(chat, route, timeline, sink, kit, history, api_key, caller, tape)
 
-    async def aclose(self, error: RunError) -> None:
-        """End the parked runs with this error, and those that would be parked from now on."""
-        runs = self._parked.close(error)
-        for run in runs:
-            self._abandon(run, error)
-        await asyncio.gather(*(run.driver.aclose() for run in runs))
+    async def aclose(self, error: RunError, grace_s: float = 0.0) -> None:
+        """Give the calls of parked runs so long to return, then end the runs with this error, and those that would be
+        parked from now on.
+        """
+        await self.lobby.aclose(error, grace_s)
 
     # ------------------------------------------------------------------ what a run is made of
 
@@ -141,11 +150,12 @@ class Runs:
             costs=self._speeds.costs(route),
             transcript=history.transcript,
             used=history.used,
+            single=chat.single,
         )
         driver = Driver(
             run,
             self._model(chat, route, kit),
-            self._prepare(chat, route, history.messages, kit, api_key),
+            self._prepare(chat, route, _told(history.messages, kit), kit, api_key),
             self._executor,
             timeline,
             sink if tape is None else Tap(sink, tape),
@@ -159,20 +169,28 @@ class Runs:
             tape.began = driver.began
         return driver
 
-    def _history(self, chat: ChatRequest, route: Route, kit: Kit | None, key: str | None) -> History:
-        """The messages and the transcript to begin with."""
+    def _history(self, chat: ChatRequest, route: Route, kit: Kit | None, turns: Sequence[Turn]) -> History:
+        """The messages, but for the instructions, and the transcript to begin with."""
         if kit is None:
             return History(chat.messages, [], [], len(chat.messages))
         ours = {theirs: name for name, theirs in kit.names.items()}
-        history = as_cml(
+        return as_cml(
             escaped(chat.messages),
             chat.rounds,
-            self._turns.recall(key, chat.messages),
+            turns,
             lambda name: ours.get(name) or python_name(name),
             self._max_result_bytes,
             prefill=self._upstreams.model(route).abilities(route.upstream_model).prefill,
         )
-        return msgspec.structs.replace(history, messages=prompt(history.messages, kit.instructions))
+
+    async def _recall(self, chat: ChatRequest, kit: Kit | None, key: str | None) -> list[Turn]:
+        if kit is None:
+            return []
+        return await self._turns.recall(key, chat.messages, store=self._stores(key))
+
+    def _stores(self, key: str | None) -> bool:
+        """Whether conversations of the client with that key go to the store."""
+        return not self._off_keys or key_hash(key) not in self._off_keys
 
     def _model(self, chat: ChatRequest, route: Route, kit: Kit | None) -> Model:
         model: Model = self._upstreams.model(route)
@@ -205,23 +223,68 @@ class Runs:
     async def _begin(
         self, request: web.Request, chat: ChatRequest, route: Route, policy: str, kit: Kit | None, wish: Wish
     ) -> web.StreamResponse:
-        id = f"run_{os.urandom(12).hex()}"  # not to be guessed: who knows it may interrupt the run
+        id = _new_id()
         sink, headers = self._sink(request, chat, id)
         timeline = new_timeline(id, chat.model, policy)
         caller = _caller(request)
-        history = self._history(chat, route, kit, caller.key)
+        history = self._history(chat, route, kit, await self._recall(chat, kit, caller.key))
         tape = None if self._recordings is None else self._recordings.tape(timeline, wish)
         driver = self._driver(chat, route, timeline, sink, kit, history, caller.key, caller, tape)
         self._registry.begin(timeline, driver)
         run = ParkedRun(id, driver, route, policy, chat.functions, chat.messages, history.messages, history.start, kit)
         return await self._serve(run, sink, headers, driver.drive(), tape)
 
-    async def _go_on(self, request: web.Request, chat: ChatRequest, run: ParkedRun, wish: Wish) -> web.StreamResponse:
+    async def _restored(
+        self, chat: ChatRequest, route: Route, policy: str, kit: Kit, caller: Caller
+    ) -> ParkedRun | None:
+        """The run in the store that this request goes on with; a copy of it, where another one has."""
+        found = await self.lobby.find(chat, route, policy, caller.key)
+        if found is None or self.lobby.depot is None:
+            return None
+        kept, ours = found
+        record = kept.record
+        inherited = Inherited(self.lobby.depot, kept, _unsafe(kept, kit), ours=ours)
+        try:
+            begun = msgspec.structs.replace(
+                chat,
+                messages=chat.messages[: record.start],
+                rounds=tuple(each for each in chat.rounds if each.end <= record.start),
+            )
+            history = self._history(begun, route, kit, await self._recall(begun, kit, caller.key))
+        except BaseException:
+            self._background.spawn(inherited.aclose(), "end of a run's calls elsewhere")
+            raise
+        transcript, used = list(record.state.transcript), list(record.state.used)
+        history = History(history.messages, transcript, used, record.start)
+        id = record.run if ours else _new_id()
+        timeline = new_timeline(id, chat.model, policy)
+        sink = WholeSink(WholeAnswer(id, chat.model), {})  # until it goes on
+        driver = self._driver(chat, route, timeline, sink, kit, history, caller.key, caller, None)
+        driver.restore(record.state, record.waiting.handed, kept.happened, inherited)
+        self._registry.begin(timeline, driver)
+        return ParkedRun(
+            id,
+            driver,
+            route,
+            policy,
+            chat.functions,
+            chat.messages,
+            history.messages,
+            record.start,
+            kit,
+            answers=record.answers if ours else 0,
+            inherited=inherited,
+        )
+
+    async def _go_on(
+        self, request: web.Request, chat: ChatRequest, run: ParkedRun, kit: Kit, wish: Wish
+    ) -> web.StreamResponse:
         """The run's client has come back: the answer goes on where it stopped."""
         run.answers += 1
         run.messages = chat.messages
+        if run.functions != chat.functions:
+            run.functions, run.kit = chat.functions, kit
         sink, headers = self._sink(request, chat, run.id, run.answers)
-        self._registry.resume(run.id)
         caller = _caller(request)
         tape = None
         timeline = self._registry.timeline(run.id)
@@ -235,9 +298,13 @@ class Runs:
             given,
             sink if tape is None else Tap(sink, tape),
             self._model(chat, run.route, run.kit),
-            self._prepare(chat, run.route, run.prompt, run.kit, caller.key),
+            self._prepare(chat, run.route, _told(run.sent, run.kit), run.kit, caller.key),
             stop=chat.stop,
             max_tokens=chat.max_tokens,
+            single=chat.single,
+            tools=None if run.kit is None else run.kit.toolbox,
+            names=None if run.kit is None else run.kit.names,
+            words=words_behind(chat) or (),
             caller=caller,
             wrote=None if tape is None else tape.wrote,
         )
@@ -268,13 +335,13 @@ class Runs:
             finish = await answering
             if finish.error is None:
                 failed = False
+                facts = _facts(run.id, driver)
                 if driver.parked:
                     parked = True
-                    self._registry.park(run.id)
-                    self._parked.add(run)
+                    key = driver.caller.key
+                    await self.lobby.park(run, key, store=self._stores(key))
                 elif run.kit is not None and finish.reason == "stop":
-                    self._turns.keep(driver.caller.key, run.messages, driver.said, run.start, driver.transcript)
-                facts = _facts(run.id, driver)
+                    await self._keep(run)
                 if tape is not None:
                     tape.finish(finish.reason, finish.usage, facts)
                 return await sink.finish(finish.reason, finish.usage, facts)
@@ -288,42 +355,46 @@ class Runs:
             if tape is not None:
                 tape.fail(_LEFT)  # unless it has ended
             if not parked:
+                self.lobby.over(run)
                 self._registry.end(run.id, failed=failed)
 
-    # ------------------------------------------------------------------ parked runs
+    async def _keep(self, run: ParkedRun) -> None:
+        """Keep what was called and told in this turn, for the next one."""
+        driver, key = run.driver, run.driver.caller.key
+        store = self._stores(key)
+        await self._turns.keep(key, run.messages, driver.said, run.start, driver.transcript, store=store)
 
-    def _come_back(self, chat: ChatRequest, route: Route, policy: str, caller: Caller) -> ParkedRun | None:
-        """The parked run that this request is the continuation of.
 
-        One that waited for something else is over: then the request says more than the run knows.
-        """
-        if not chat.rounds:
-            return None
-        last = chat.rounds[-1]
-        calls = [call.id for call in last.calls]
-        run = self._parked.take(calls)
-        if run is None:
-            return None
-        if (
-            run.driver.parked
-            and last.end == len(chat.messages)
-            and run.driver.caller.key == caller.key
-            and run.functions == chat.functions
-            and (run.route, run.policy) == (route, policy)
-            and run.driver.handed.keys() >= set(calls)
-            and run.messages == chat.messages[: last.start]
-        ):
-            return run
-        self._give_up(run, _CHANGED)
-        return None
+def _kept(
+    config: Config, store: Store | None, secret: SharedSecret | None
+) -> tuple[StoredTurns, Depot] | tuple[None, None]:
+    """Where conversations are kept, beside the process: nowhere, if the config says so."""
+    settings = config.conversations
+    if store is None or not settings.store:
+        return None, None
+    secret = secret or SharedSecret(store)
+    turns = StoredTurns(store, secret, keep_s=settings.keep_s, max_bytes=settings.max_bytes)
+    parked_s, lease_s = config.limits.parked_s, config.cache.lease_s
+    return turns, Depot(store, secret, keep_s=parked_s, max_bytes=settings.max_bytes, lease_s=lease_s)
 
-    def _give_up(self, run: ParkedRun, error: RunError) -> None:
-        self._abandon(run, error)
-        self._background.spawn(run.driver.aclose(), "end of a parked run")
 
-    def _abandon(self, run: ParkedRun, error: RunError) -> None:
-        run.driver.abandon(error)
-        self._registry.end(run.id, failed=True)
+def _unsafe(found: Found, kit: Kit) -> set[int]:
+    """Open calls that must not run twice."""
+    specs = {spec.name: spec for spec in kit.toolbox.specs()}
+    return {
+        call.number
+        for call in found.record.state.calls
+        if call.effect is Effect.EFFECTFUL or (call.tool in specs and specs[call.tool].effect is Effect.EFFECTFUL)
+    }
+
+
+def _told(messages: list[dict[str, Any]], kit: Kit | None) -> list[dict[str, Any]]:
+    """The messages as they are sent: behind the instructions."""
+    return messages if kit is None else prompt(messages, kit.instructions)
+
+
+def _new_id() -> str:
+    return f"run_{os.urandom(12).hex()}"  # not to be guessed: who knows it may interrupt the run
 
 
 def _facts(id: str, driver: Driver) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import asyncio
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -17,6 +18,8 @@ from asynclm.cml.timeline import Timeline, to_jsonl
 from asynclm.proxy.picture import Picture
 from asynclm.proxy.recording import command as recordings
 from asynclm.proxy.registry import Summary
+
+T = TypeVar("T")
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 
@@ -81,16 +84,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _runs(args: argparse.Namespace) -> list[Summary]:
-    body = _ask(args, "/v1/asynclm/runs")
-    return recordings.summaries(args) if body is None else msgspec.json.decode(body, type=_List).data
+    answered = _ask(args, "/v1/asynclm/runs", _List)
+    if answered is not None:
+        return answered.data
+    found = recordings.summaries(args)
+    if not found:
+        raise recordings.CommandError(f"no proxy answers at {args.url}, and nothing is recorded: is it up? (--url)")
+    return found
 
 
 def _timeline(args: argparse.Namespace) -> Timeline:
-    body = _ask(args, f"/v1/asynclm/runs/{args.id}")
-    return recordings.timeline(args) if body is None else msgspec.json.decode(body, type=Timeline)
+    found = _ask(args, f"/v1/asynclm/runs/{quote(args.id, safe='')}", Timeline)
+    return recordings.timeline(args) if found is None else found
 
 
-def _ask(args: argparse.Namespace, path: str) -> bytes | None:
+def _ask(args: argparse.Namespace, path: str, type: type[T]) -> T | None:
     """What the proxy answers; None where none does and there is a store to look into instead. Raises `CommandError`."""
     base = args.url.rstrip("/").removesuffix("/v1")
     try:
@@ -102,7 +110,10 @@ def _ask(args: argparse.Namespace, path: str) -> bytes | None:
         raise recordings.CommandError(f"no proxy answers at {base}: is it up? (--url)") from None
     if status != 200:
         raise recordings.CommandError(_message(body) or f"{base} answered with status {status}")
-    return body
+    try:
+        return msgspec.json.decode(body, type=type)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise recordings.CommandError(f"what answers at {base} is no asynclm (--url)") from None
 
 
 async def _get(url: str) -> tuple[int, bytes]:
@@ -129,9 +140,16 @@ def _print_list(runs: list[Summary]) -> None:
     # Plain columns, so that a narrow terminal or a pipe loses nothing.
     print(f"{'run':28}  {'began':19}  {'seconds':>7}  {'status':10}  {'policy':9}  model")
     for each in runs:
-        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.created))
         seconds = "" if each.duration_s is None else f"{each.duration_s:.2f}"
-        print(f"{each.id:28}  {began}  {seconds:>7}  {each.status:10}  {each.policy:9}  {each.model}")
+        line = f"{each.id:28}  {_when(each.created):19}  {seconds:>7}  {each.status:10}  {each.policy:9}  {each.model}"
+        print("".join(char if char.isprintable() else "?" for char in line))  # a model's name is its client's choice
+
+
+def _when(created: int) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(created))
+    except (OverflowError, ValueError, OSError):
+        return "?"
 
 
 def _milliseconds(text: str) -> float:

@@ -31,6 +31,7 @@ from asynclm.proxy.passthrough import Passthrough
 from asynclm.proxy.recording.recordings import REPLAY_HEADER, Recordings, mode_of, summary
 from asynclm.proxy.registry import Registry
 from asynclm.proxy.runs import Runs, client_key
+from asynclm.proxy.shared_secret import SharedSecret
 from asynclm.proxy.stores import open_store
 from asynclm.proxy.upstreams import Route, Upstreams
 
@@ -79,8 +80,16 @@ class Server:
             cache=self.cache,
         )
         self.recordings = Recordings(config, self.store, self.background, self.upstreams.keys())
-        self._runs = Runs(
-            config, toolbox, self.upstreams, self.executor, self.registry, self.background, self.recordings
+        self.runs = Runs(
+            config,
+            toolbox,
+            self.upstreams,
+            self.executor,
+            self.registry,
+            self.background,
+            self.recordings,
+            self.store,
+            SharedSecret(self.store, config.cache.secret(environ)),
         )
 
     async def prepare(self) -> None:
@@ -146,8 +155,8 @@ class Server:
         if replayed is not None:
             return replayed
         if with_tools:
-            return await self._runs.answer(request, chat, route, policy, wish)
-        return await self._runs.plain(request, chat, route, wish)
+            return await self.runs.answer(request, chat, route, policy, wish)
+        return await self.runs.plain(request, chat, route, wish)
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         """`GET /v1/models`: the names in the config, and the upstream's where any name goes there."""
@@ -246,11 +255,17 @@ class Server:
         self._draining = True
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.server.grace_s
-        await self._runs.aclose(_SHUTDOWN)  # nobody can come back any more
-        if not await self._idle(self._config.server.grace_s):
-            self.abandon()
-            if not await self._idle(_CLEANUP_S):
-                _log.warning("some requests did not end in %g s", _CLEANUP_S)
+        # Nobody can come back to this process any more; what their calls return helps whoever goes on with the run.
+        parked = asyncio.create_task(self.runs.aclose(_SHUTDOWN, self._config.server.grace_s))
+        try:
+            if not await self._idle(self._config.server.grace_s):
+                self.abandon()
+                if not await self._idle(_CLEANUP_S):
+                    _log.warning("some requests did not end in %g s", _CLEANUP_S)
+            await parked
+        finally:
+            parked.cancel()
+            await asyncio.wait((parked,))
         # What is left are calls without an id, which outlive their runs.
         await self.executor.aclose(max(0.0, deadline - loop.time()))
 
@@ -273,7 +288,7 @@ class Server:
 
     async def aclose(self, app: web.Application | None = None) -> None:
         """End every task and close every connection."""
-        await self._runs.aclose(_SHUTDOWN)
+        await self.runs.aclose(_SHUTDOWN)
         await self.background.aclose()
         await self.executor.aclose()
         await self.cache.aclose()

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from asynclm.adapters.tools.openapi.document import without_secrets
 from asynclm.adapters.tools.options import ToolDefinitionError
 from asynclm.adapters.tools.sources import Sources
 from asynclm.adapters.tools.toolbox import Toolbox
@@ -72,7 +73,9 @@ async def _with_tools(config: Config, act: Callable[[Toolbox], Coroutine[Any, An
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
+        return msgspec.json.decode(text.encode(errors="replace"), type=dict[str, Any])
+    except RecursionError:
+        raise ConfigError("the arguments are nested too deeply") from None
     except msgspec.DecodeError as error:
         raise ConfigError(f'the arguments must be a JSON object, such as \'{{"city": "Oslo"}}\': {error}') from None
 
@@ -155,5 +158,5 @@ def _shown(entry: Tool) -> str:
     if entry.mcp is not None:
         return f"mcp {entry.mcp.shown}"
     if entry.openapi is not None:
-        return f"openapi {entry.openapi.partition('?')[0]}"
+        return f"openapi {without_secrets(entry.openapi)}"
     return f"python {entry.python}"

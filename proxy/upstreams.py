@@ -13,6 +13,7 @@ from aiohttp import web
 
 from asynclm.adapters.models import Abilities, Model
 from asynclm.adapters.models.local.settings import EMBEDDED, EngineSettings
+from asynclm.adapters.models.protocol import LoadError
 from asynclm.proxy.config import Config, UnknownModelError, Upstream
 from asynclm.proxy.errors import APIError
 from asynclm.proxy.passthrough import Passthrough, Target
@@ -207,10 +208,14 @@ def _new_model(upstream: Upstream, key: str | None, base: Path) -> Model:
 
 def _local_model(name: str, settings: EngineSettings, base: Path) -> Model:
     """A model that runs in this process. Nothing of it is imported before; it is loaded when it is needed."""
-    from asynclm.adapters.models.local.calibration import measured
-    from asynclm.adapters.models.local.model import Loaded, LocalModel
-    from asynclm.adapters.models.local.traps import CostHandler
-    from asynclm.adapters.models.transformers.load import LoadOptions, cache_folder, load
+    try:
+        from asynclm.adapters.models.local.calibration import measured
+        from asynclm.adapters.models.local.model import Loaded, LocalModel
+        from asynclm.adapters.models.local.traps import CostHandler
+        from asynclm.adapters.models.transformers.load import LoadOptions, cache_folder, load
+    except ImportError as error:
+        what = error.name or error
+        raise LoadError(f"a local model needs the package {what}: pip install 'asynclm[local]'") from None
 
     path = base / name
     options = LoadOptions(

@@ -2,6 +2,6 @@
 
 from asynclm.adapters.stores.embedded import Embedded
 from asynclm.adapters.stores.opening import BadURLError, check_url, connect, shown
-from asynclm.adapters.stores.store import Counts, Store
+from asynclm.adapters.stores.store import FAILURES, Counts, Store
 
-__all__ = ["BadURLError", "Counts", "Embedded", "Store", "check_url", "connect", "shown"]
+__all__ = ["FAILURES", "BadURLError", "Counts", "Embedded", "Store", "check_url", "connect", "shown"]

@@ -32,14 +32,18 @@ class Embedded(Redis):
     It has the commands of `Database` and no pipelines, transactions or subscriptions. The file at `path` is made when
     it is first used, is kept below `max_bytes`, survives a crash, and may be shared by the processes of one machine
     (not over a network file system). Where `path` is None or can't be used, everything is kept in memory, after a
-    warning. A file that is damaged is put aside under another name. `busy_s` bounds the wait for another process.
+    warning; without `or_memory`, commands then raise `redis.exceptions.ConnectionError`. A file that is damaged is put
+    aside under another name. `busy_s` bounds the wait for another process.
     """
 
-    def __init__(self, path: Path | None, *, max_bytes: int = 256 * 2**20, busy_s: float = 1.0) -> None:
+    def __init__(
+        self, path: Path | None, *, max_bytes: int = 256 * 2**20, busy_s: float = 1.0, or_memory: bool = True
+    ) -> None:
         super().__init__(protocol=2)
         self._path = path
         self._max_bytes = max_bytes
         self._busy_s = busy_s
+        self._or_memory = or_memory
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="asynclm store")
         self._database: Database | None = None
         self._closed = False
@@ -76,7 +80,7 @@ class Embedded(Redis):
             return self._database.command(command)
         except sqlite3.DatabaseError as error:
             # Damage may show only when the damaged page is read.
-            if self._path is None or getattr(error, "sqlite_errorcode", None) not in _CORRUPT:
+            if self._path is None or not _is_damage(error):
                 raise RedisConnectionError(f"the store's file fails: {error}") from error
             self._close()
             _put_aside(self._path, error)
@@ -88,6 +92,8 @@ class Embedded(Redis):
                 return self._open_file(self._path)
             except (OSError, sqlite3.Error) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
+                if not self._or_memory:
+                    raise RedisConnectionError(f"{reason}") from error
                 _log.warning("%s can't be used (%s): what is stored is lost when the process ends", self._path, reason)
         return Database(MEMORY, max_bytes=self._max_bytes, busy_s=self._busy_s)
 
@@ -97,7 +103,7 @@ class Embedded(Redis):
         try:
             return Database(path, max_bytes=self._max_bytes, busy_s=self._busy_s)
         except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", None) not in _CORRUPT:
+            if not _is_damage(error):
                 raise
             _put_aside(path, error)
             return Database(path, max_bytes=self._max_bytes, busy_s=self._busy_s)
@@ -116,6 +122,10 @@ class _Answer:
 
     async def read_response(self, **_: Any) -> Reply:
         return self._reply
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT  # whatever more exactly it says
 
 
 def _put_aside(path: Path, error: sqlite3.Error) -> None:

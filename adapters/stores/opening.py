@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Final, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
@@ -11,6 +11,7 @@ from redis.backoff import NoBackoff
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 _CLUSTER: Final = "+cluster"
+_OURS: Final = frozenset({"decode_responses", "encoding", "encoding_errors", "protocol"})  # replies must be bytes
 
 
 class BadURLError(ValueError):
@@ -31,11 +32,18 @@ def check_url(url: str) -> None:
             raise BadURLError("must name a socket: unix:///path/to/redis.sock")
     elif not parts.hostname:
         raise BadURLError("must name a host: redis://127.0.0.1:6379/0")
+    elif parts.scheme.endswith(_CLUSTER) and parts.path.strip("/") not in ("", "0"):
+        raise BadURLError("must end behind the host: a cluster has no numbers of databases")
+    elif (path := parts.path.strip("/")) and not path.isdigit():
+        raise BadURLError("must have the number of a database as its path, or none: redis://127.0.0.1:6379/0")
+    for option, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if option in _OURS:
+            raise BadURLError(f"must not set {option}: that is asynclm's own")
     try:
         client: Any = connect(url, timeout_s=1.0)
         if not parts.scheme.endswith(_CLUSTER):
             client.connection_pool.make_connection()  # it takes the options, and connects to nothing yet
-    except (ValueError, TypeError, OSError) as error:
+    except Exception as error:  # the client has errors of its own for some
         raise BadURLError(f"can't be used: {type(error).__name__}") from None
 
 

@@ -1,9 +1,9 @@
 """The guard around a store: whatever happens to the store, a run goes on without it.
 
-Every operation is bounded in time. A store that can't be reached or is too slow is left alone for a moment (a
-breaker), then tried with one operation; a store that answers with an error (out of memory, read-only) goes on being
-asked, since it may still be read. Whoever asks gets the value that they named for "the store didn't help"; the log
-gets one warning a minute.
+Every operation is bounded in time. A store that can't be reached, is too slow or speaks no Redis is left alone for a
+moment (a breaker), then tried with one operation; a store that answers with an error (out of memory, read-only) goes
+on being asked, since it may still be read. Whoever asks gets the value that they named for "the store didn't help";
+the log gets one warning a minute.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import ClusterDownError, RedisError, ResponseError
+from redis.exceptions import ClusterDownError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 _log: Final = logging.getLogger(__name__)
@@ -25,6 +25,9 @@ _WARN_EVERY_S: Final = 60.0
 _FAILURES: Final = 3  # in a row, before the store is left alone
 _MAX_OPEN_S: Final = 30.0
 _CLOSE_S: Final = 2.0
+
+# What a client raises on its own account where a store fails; a server that speaks no Redis may raise others.
+FAILURES: Final[tuple[type[Exception], ...]] = (RedisError, RedisClusterException, OSError)
 
 # Of the client only Any is known: redis-py's types are those of its clients with and without async at once.
 Operation = Callable[[Any], Awaitable[Any]]
@@ -84,7 +87,8 @@ class Store:
         return self.prefix + ":".join(parts)
 
     async def do(self, operation: Operation, otherwise: Any, *, timeout_s: float | None = None) -> Any:
-        """What the operation returns; `otherwise` if the store fails, is too slow or is being left alone.
+        """What the operation returns; `otherwise` if the store fails, is too slow or is being left alone, and where the
+        operation can make nothing of what it said.
 
         An operation that timed out may or may not have been carried out. Raises CancelledError only.
         """
@@ -104,7 +108,11 @@ class Store:
             else:
                 self._refused(error)
             return otherwise
-        except (RedisError, OSError) as error:
+        except FAILURES as error:
+            self._failed(error)
+            return otherwise
+        except Exception as error:  # whatever the answer of something that is no Redis comes to
+            _log.debug("the store %s fails", self.name, exc_info=error)
             self._failed(error)
             return otherwise
         finally:
@@ -119,7 +127,7 @@ class Store:
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await self._redis.aclose()
-        except (RedisError, OSError) as error:
+        except Exception as error:
             _log.debug("closing %s: %s", self.name, error)
 
     def _failed(self, error: Exception) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote, quote_plus
@@ -12,6 +13,12 @@ from asynclm.adapters.tools.http_settings import HttpSettings
 
 _MASK: Final = "[key]"
 _MIN_MASKED: Final = 8  # in results and of fixed headers: shorter values are words more often than keys
+_SECRET: Final = re.compile(r"auth|key|token|secret|passw|cookie|credential|signature|session", re.IGNORECASE)
+
+
+def named_as_secret(name: str) -> bool:
+    """Whether a header, parameter or variable of this name holds a key: most hold versions, paths and the like."""
+    return _SECRET.search(name) is not None
 
 
 class Credentials:
@@ -43,8 +50,9 @@ class Credentials:
             for name, variable in variables.items():
                 if value := key(variable):
                     target[name] = value
-        fixed = (*settings.headers.values(), *settings.query.values())
-        keys |= {word for value in fixed for word in (value, *value.split()) if len(word) >= _MIN_MASKED}
+        fixed = (*settings.headers.items(), *settings.query.items())
+        secret = [value for name, value in fixed if named_as_secret(name)]
+        keys |= {word for value in secret for word in (value, *value.split()) if len(word) >= _MIN_MASKED}
         forms = {form for word in keys if word for form in (word, quote(word, safe=""), quote_plus(word))}
         self._forms = sorted(forms, key=len, reverse=True)  # what holds another one goes first
 

@@ -32,6 +32,7 @@ _TRANSIENT: Final = frozenset({408, 425, 429, 502, 503, 504})
 _MAX_WAIT_S: Final = 8.0
 _CONNECT_S: Final = 10.0
 _CHUNK: Final = 65_536
+_ERROR_BYTES: Final = 65_536  # of the body of an answer that is an error
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _CREDENTIAL: Final = frozenset({"authorization", "cookie"})
 _HEADERS: Final = {
@@ -149,7 +150,7 @@ class HttpClient:
                     reason=response.reason or "",
                     content_type=response.content_type,
                     charset=response.charset,
-                    body=b"" if response.status in _REDIRECTS else await _read(response, max_bytes),
+                    body=await _body(response, max_bytes),
                     location=response.headers.get("Location"),
                     retry_after=response.headers.get("Retry-After"),
                 )
@@ -206,6 +207,19 @@ def _seconds(retry_after: str | None) -> float | None:
     with suppress(ValueError):  # a date, which is rare and would need a clock that agrees
         seconds = float(retry_after or "")
     return seconds if seconds is not None and seconds >= 0 else None
+
+
+async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    if response.status in _REDIRECTS:
+        return b""
+    if response.status < 400:
+        return await _read(response, max_bytes)
+    body = await response.content.read(_ERROR_BYTES)  # the beginning says what is wrong
+    while len(body) < _ERROR_BYTES and (more := await response.content.read(_ERROR_BYTES - len(body))):
+        body += more
+    if not response.content.at_eof():
+        response.close()
+    return body
 
 
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:

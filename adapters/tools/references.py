@@ -33,7 +33,11 @@ def resolve(reference: str, base: Path) -> Callable[..., Any]:
     if str(base) not in sys.path:
         sys.path.append(str(base))
     if source.endswith(".py") or "/" in source or "\\" in source:
-        module = _import_file((base / Path(source).expanduser()).resolve())
+        try:
+            path = (base / Path(source).expanduser()).resolve()
+        except RuntimeError:  # "~name"
+            raise ToolDefinitionError("there is no such home folder") from None
+        module = _import_file(path)
     else:
         module = _import_module(source)
     return _attribute(module, attribute)

@@ -78,11 +78,22 @@ class Sources:
 
     def _change(self, index: int, tools: Sequence[Tool]) -> None:
         try:
-            self.toolbox.replace(index, self._renamed(index, tools))
+            self.toolbox.replace(index, self._fitting(index, tools))
         except ValueError as error:
             logger.warning("tools have changed, but the old ones stay: %s", error)
         else:
             self._changed.add(index)
+
+    def _fitting(self, index: int, tools: Sequence[Tool]) -> list[Tool]:
+        """As far as they can be renamed, without those whose other name is taken, too."""
+        taken = self.toolbox.names(besides=index)
+        fitting: list[Tool] = []
+        for was, tool in zip(tools, self._renamed(index, tools), strict=True):
+            if tool is not was and (tool.spec.name in taken or tool.spec.name in {each.spec.name for each in tools}):
+                logger.warning("a tool is left out: %r, which is the name of another one", tool.spec.name)
+            else:
+                fitting.append(tool)
+        return fitting
 
     def _renamed(self, index: int, tools: Sequence[Tool]) -> list[Tool]:
         taken = self.toolbox.names(besides=index)

@@ -13,18 +13,14 @@ import unicodedata
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, Final
 
-import jsonschema
 import msgspec
-import referencing
-import referencing.exceptions
 from jsonschema.exceptions import best_match
-from referencing.jsonschema import DRAFT202012
 
+from asynclm.adapters.tools.argument_schema import shortened, validator
 from asynclm.adapters.tools.protocol import Tool
 from asynclm.cml.tools import CallError, Invocation, ToolSpec
 
 _MAX_DEPTH: Final = 64
-_MAX_MESSAGE: Final = 300
 _NAMES_SHOWN: Final = 20
 
 
@@ -155,44 +151,18 @@ def _callable_name(name: str) -> bool:
 
 def _entry(tool: Tool, spec: ToolSpec) -> _Entry:
     schema = spec.parameters
-    validator_class = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
-        validator_class.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        where = ".".join(map(str, error.absolute_path))
-        raise ValueError(
-            f"tool {spec.name!r}: its schema is invalid{f' at {where}' if where else ''}: {_message(error)}"
-        ) from None
-    if schema.get("type") != "object":
-        raise ValueError(f'tool {spec.name!r}: its schema must have "type": "object"')
-    _check_references(schema, spec.name)
-    properties = schema.get("properties", {})
+        checker = validator(schema)
+    except ValueError as error:
+        raise ValueError(f"tool {spec.name!r}: {error}") from None
     return _Entry(
         tool=tool,
         spec=spec,
-        names=tuple(properties),
+        names=tuple(schema.get("properties", {})),
         required=tuple(schema.get("required", ())),
         closed=schema.get("additionalProperties") is False and not schema.get("patternProperties"),
-        # An empty registry: nothing is ever fetched for a reference.
-        validator=validator_class(schema, registry=referencing.Registry()),
+        validator=checker,
     )
-
-
-def _check_references(schema: dict[str, Any], name: str) -> None:
-    resolver = referencing.Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
-    todo: list[Any] = [schema]
-    while todo:
-        part = todo.pop()
-        if isinstance(part, dict):
-            reference = part.get("$ref")
-            if isinstance(reference, str):
-                try:
-                    resolver.lookup(reference)
-                except referencing.exceptions.Unresolvable:
-                    raise ValueError(f"tool {name!r}: its schema has no {reference!r}") from None
-            todo.extend(part.values())
-        elif isinstance(part, list):
-            todo.extend(part)
 
 
 def _bind(entry: _Entry, invocation: Invocation) -> dict[str, Any]:
@@ -268,22 +238,16 @@ def _text(text: str, path: str) -> str:
 
 
 def _validate(entry: _Entry, arguments: dict[str, Any]) -> None:
-    error = best_match(entry.validator.iter_errors(arguments))
+    try:
+        error = best_match(entry.validator.iter_errors(arguments))
+    except Exception as broken:  # a schema can break its checker in more ways than one
+        raise _InvalidError(f"can't be checked against its schema ({type(broken).__name__})") from None
     if error is None:
         return
     where = ""
     for step in error.absolute_path:
         where += f"[{step!r}]" if where else str(step)
-    raise _InvalidError(f"argument {_shown(where)}: {_message(error)}" if where else _message(error))
-
-
-def _message(error: Any) -> str:
-    """jsonschema's message, which starts with the whole instance more often than not, made short."""
-    message = str(error.message)
-    instance = repr(error.instance)
-    if len(instance) > 60 and message.startswith(instance):
-        message = reprlib.repr(error.instance) + message[len(instance) :]
-    return message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}..."
+    raise _InvalidError(f"argument {_shown(where)}: {shortened(error)}" if where else shortened(error))
 
 
 def _shown(path: str) -> str:

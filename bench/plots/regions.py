@@ -49,7 +49,7 @@ def regions(measurement: Measurement) -> Figure:
     axes.set_xlabel("context, tokens", fontsize=style.SMALL)
     axes.set_ylabel("expected wait, ms", fontsize=style.SMALL)
     axes.tick_params(labelsize=style.SMALL, colors=style.INK)
-    axes.legend(loc="lower right", fontsize=style.SMALL, framealpha=0.9)
+    axes.legend(loc="upper left", fontsize=style.SMALL, framealpha=0.9)
     below = [
         f"Measured up to {measured:,} tokens, dashed beyond. Keep: all else would take longer than the wait.",
         "The paper's rule; while memory isn't short, the engine keeps in any case.",

@@ -58,6 +58,7 @@ _SPANS: Final[dict[SpanKind, _Look]] = {
 _MARKS: Final[dict[MarkKind, tuple[str, str, str]]] = {
     "interrupt": ("interrupt: results are told", "v", style.PINK),
     "trap": ("trap", "D", style.ORANGE),
+    "cached": ("result from the cache", "o", style.GREEN),
     "delivered": ("told to the model", "o", style.PINK),
     "rejected": ("rejected", "X", style.RED),
     "cancelled": ("cancelled", "X", style.RED),

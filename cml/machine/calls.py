@@ -14,6 +14,7 @@ from .. import events
 from ..body import parse_body
 from ..tools import CallError, Catalog, Owner, ToolSpec
 from .branch import Branch
+from .parked import OpenCall
 
 USER: Final = "user"  # the head of an outside interrupt from a person
 RUNTIME: Final = "_"  # the head of what the runtime itself has to say
@@ -74,14 +75,69 @@ class Ledger:
         """These ids stand in the transcript that the run begins with: no call may use them again."""
         self._numbers.update(dict.fromkeys(ids, _BEFORE))
 
-    def renew(self) -> None:
-        """A further answer begins: as many calls are allowed as in the first."""
+    def renew(self, catalog: Catalog | None = None) -> None:
+        """A further answer begins: as many calls are allowed as in the first, to the tools of `catalog` if given."""
         self._first = self._written
+        if catalog is not None:
+            self._catalog = catalog
+
+    def kept(self) -> tuple[OpenCall, ...]:
+        """The calls whose results the model is still to be told, as `restore` takes them."""
+        calls = sorted([*self.unstarted, *self.awaited()], key=lambda call: call.number)
+        return tuple(
+            OpenCall(
+                call.number,
+                call.id,
+                call.spec.name,
+                call.arguments,
+                call.spec.owner,
+                call.spec.effect,
+                tuple((each.number, each.id) for each in call.also if each.id is not None),
+                call.status is Status.RUNNING,
+            )
+            for call in calls
+        )
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Every id that was used."""
+        return tuple(self._numbers)
+
+    def restore(self, calls: Iterable[OpenCall], written: int, now: float) -> None:
+        """Enter what `kept` returned in another run, in which so many blocks had been written."""
+        assert self._catalog is not None, "a run without tools is not parked"
+        specs = {spec.name: spec for spec in self._catalog.specs()}
+        self._written = written
+        for kept in calls:
+            spec = specs.get(kept.tool)
+            if spec is None or spec.owner is not kept.owner:
+                spec = ToolSpec(name=kept.tool, owner=kept.owner)
+            call = self._enter(kept.number, kept.id, spec, kept.arguments)
+            if kept.id is not None:
+                self.unstarted.append(call)
+            if kept.begun:
+                self.start(call, now)
+            for number, id in kept.also:
+                other = self._enter(number, id, spec, kept.arguments)
+                other.status = Status.SHARED
+                self.running += 1
+                call.also.append(other)
+
+    def _enter(self, number: int, id: str | None, spec: ToolSpec, arguments: dict[str, Any]) -> Call:
+        call = self._calls[number] = Call(number, id, spec, arguments)
+        if id is not None:
+            self._numbers[id] = number
+        return call
 
     @property
     def written(self) -> int:
         """How many blocks were written in this answer."""
         return self._written - self._first
+
+    @property
+    def total(self) -> int:
+        """How many blocks were written in the run."""
+        return self._written
 
     def number(self) -> int:
         """The number of the next block."""
@@ -114,9 +170,8 @@ class Ledger:
         if id is None and spec.owner is Owner.CLIENT:
             name = spec.name.rpartition(".")[2]
             id = name if name not in self._numbers and not _reserved(name) else self._free(name)
-        call = self._calls[number] = Call(number, id, spec, arguments)
+        call = self._enter(number, id, spec, arguments)
         if id is not None:
-            self._numbers[id] = number
             self.unstarted.append(call)
         if branch is not None:
             call.branch = branch.number

@@ -59,7 +59,8 @@ class Core(ABC):
     `inject` says whether the model takes injection; `stop` and `max_tokens` bound the visible answer; `prompt_chars`
     is the length of the client's prompt, used to estimate the usage of streams whose own count is lost. `costs` is
     what is known of the model's and the tools' speed; the run adds what it sees. A run that goes on from elsewhere
-    begins with a `transcript`, in which the ids `used` stand.
+    begins with a `transcript`, in which the ids `used` stand. `single`: an answer holds one call to the client's tools
+    at most; others wait for the next.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Core(ABC):
         costs: Costs | None = None,
         transcript: Iterable[Segment] = (),
         used: Iterable[str] = (),
+        single: bool = False,
     ) -> None:
         self.finished = False
         self.parked = False  # the answer has ended, and the run waits for what the client's tools return
@@ -85,6 +87,7 @@ class Core(ABC):
         self._plain = catalog is None
         self._calls = Ledger(catalog, self._limits.max_calls)
         self._calls.reserve(used)
+        self._single = single
         self._handed = 0  # calls that the client was sent and has not answered
         self._visible = Visible(stop, max_tokens)
         self._unescaper = Unescaper()  # the model may quote what was escaped on its way in
@@ -248,6 +251,8 @@ class Core(ABC):
         return call
 
     def _execute(self, call: Call) -> None:
+        if call.spec.owner is Owner.CLIENT and self._single and self._handed:
+            return  # it waits for the next answer
         self._calls.start(call, self._now)
         if call.spec.owner is Owner.CLIENT:
             assert call.id is not None, "the ledger gives it one"

@@ -100,6 +100,10 @@ class Abandoned(msgspec.Struct, frozen=True, gc=False):
     error: RunError
 
 
+class TakenOver(msgspec.Struct, frozen=True, gc=False):
+    """Another run machine goes on with this parked run: what is under way is needed there."""
+
+
 class RunError(msgspec.Struct, frozen=True, gc=False):
     """Why a run ended without an answer, in OpenAI's error terms; `status` is the HTTP status if one can still be
     sent.
@@ -125,4 +129,5 @@ Event = (
     | OutsideInterrupt
     | TimerFired
     | Abandoned
+    | TakenOver
 )

@@ -44,6 +44,7 @@ from .events import (
     StreamEnded,
     StreamFailed,
     StreamOpened,
+    TakenOver,
     TextArrived,
     TimerFired,
     UsageReported,
@@ -424,4 +425,5 @@ _HANDLERS: Final[dict[type, Callable[[Run, Any], None]]] = {
     OutsideInterrupt: Run._on_outside,
     TimerFired: Run._on_timer,
     Abandoned: Run._on_abandoned,
+    TakenOver: Run._on_taken_over,
 }

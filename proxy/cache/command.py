@@ -6,19 +6,17 @@ import argparse
 import asyncio
 import json
 import os
-import sqlite3
 import sys
 from pathlib import Path
 from typing import Final
 
 import msgspec
-from redis.exceptions import RedisError
 
 from asynclm.proxy.cache.contents import Contents, Kept, Stats
 from asynclm.proxy.cache.key import canonical
 from asynclm.proxy.config import Config, load
 from asynclm.proxy.config_error import ConfigError
-from asynclm.proxy.stores import open_client
+from asynclm.proxy.stores import UNUSABLE, open_client
 
 _TIMEOUT_S: Final = 10.0
 
@@ -61,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         config = msgspec.structs.replace(config, store=msgspec.structs.replace(settings, path=""))
     try:
         return asyncio.run(_act(config, args.action, args.tool, arguments))
-    except (RedisError, OSError, sqlite3.Error) as error:
+    except UNUSABLE as error:
         name = open_client(config)[1]
         said = " ".join(str(error).split()) or type(error).__name__
         print(f"asynclm: the store {name} can't be used: {said}", file=sys.stderr)
@@ -69,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _act(config: Config, action: str, tool: str | None, arguments: bytes | None) -> int:
-    redis, _ = open_client(config, timeout_s=_TIMEOUT_S)
+    redis, _ = open_client(config, timeout_s=_TIMEOUT_S, or_memory=False)
     contents = Contents(redis, config.store.prefix)
     try:
         match action:

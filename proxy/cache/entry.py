@@ -43,9 +43,9 @@ def write(tool: str, arguments: bytes, result: Result, stored: float) -> bytes:
     )
 
 
-def read(data: bytes | None) -> Entry | None:
+def read(data: object) -> Entry | None:
     """What `write` wrote; None for nothing, and for what another version or nobody of ours wrote."""
-    if data is None:
+    if not isinstance(data, bytes):
         return None
     try:
         entry = _decoder.decode(data)

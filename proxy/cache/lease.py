@@ -112,7 +112,7 @@ class Leases:
             case [1, bytes(), *rest]:
                 return Held(token, rest[0] if rest else None)
             case [0, bytes() as holder]:
-                return Taken(holder.decode())
+                return Taken(holder.decode("ascii", "replace"))
             case [2, bytes() as outcome]:
                 return Done(outcome if outcome != _NOTHING else None)
         return None

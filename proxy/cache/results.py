@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -26,6 +25,7 @@ from asynclm.proxy.cache.entry import Entry
 from asynclm.proxy.cache.key import Caller, UnscopedError, canonical, digest, scope_of, tool_version
 from asynclm.proxy.cache.lease import CallKeys, Done, Held, Leases
 from asynclm.proxy.result import Result, Served
+from asynclm.proxy.shared_secret import SharedSecret
 
 _log: Final = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class ToolCache:
         self._store = store
         self._leases = Leases(store, lease_s)
         self._max_bytes = max_bytes
-        self._secret = secret
+        self._secret = SharedSecret(store, secret)
         self._shape = shape
         self._flights: dict[str, _Flight] = {}
         self._versions: dict[str, tuple[ToolSpec, str]] = {}
@@ -131,7 +131,7 @@ class ToolCache:
         """
         try:
             scope = scope_of(spec, caller)
-            secret = b"" if scope is None else await self._scope_secret()
+            secret = b"" if scope is None else await self._secret.get()
             if secret is None:
                 return await run(dispatched)
             key = digest(self._version(spec), arguments, scope, secret, self._shape)
@@ -245,8 +245,9 @@ class ToolCache:
             return
         async with self._renewing(call.keys, claim.token):
             result = await call.run(None)
-        if result.ok and self._life_ms(call.spec, result):
-            await self._finish(call, claim.token, result)
+        life_ms = self._life_ms(call.spec, result, ran=True)
+        if result.ok and life_ms:
+            await self._finish(call, claim.token, result, life_ms)
         # Else the old one goes on serving; the lock is left to end by itself, so that a tool that fails has a rest.
 
     async def _run_held(self, flight: _Flight, call: _Call, token: str) -> None:
@@ -256,30 +257,30 @@ class ToolCache:
         except BaseException:
             await self._leases.release(call.keys, token)
             raise
-        if not self._life_ms(call.spec, result):
+        life_ms = self._life_ms(call.spec, result, ran=flight.running)
+        if not life_ms:
             self._drop(call.key, flight)  # it serves those who wait, and nobody after them
         flight.deliver(result)
-        await self._finish(call, token, result)
+        await self._finish(call, token, result, life_ms)
 
     async def _run(self, flight: _Flight, call: _Call) -> Result:
         result = await call.run(flight.dispatched)
         return msgspec.structs.replace(result, cache="miss")
 
-    async def _finish(self, call: _Call, token: str, result: Result) -> None:
+    async def _finish(self, call: _Call, token: str, result: Result, life_ms: int) -> None:
         data = entries.write(call.spec.name, call.arguments, result, time.time())
-        life_ms = self._life_ms(call.spec, result)
         if not life_ms and result.error == "cancelled":
             await self._leases.release(call.keys, token)  # the others shall run it
         else:
             await self._leases.finish(call.keys, token, data if life_ms else None, life_ms, data)
 
-    def _life_ms(self, spec: ToolSpec, result: Result) -> int:
-        """How long a result is kept; 0 for one that isn't."""
+    def _life_ms(self, spec: ToolSpec, result: Result, *, ran: bool) -> int:
+        """How long a result is kept; 0 for one that isn't. `ran`: the tool has begun to run."""
         if result.ok:
             if (result.size or len(result.value.encode())) > self._max_bytes:
                 return 0
             return round(((spec.cache_s or 0) + (spec.stale_s or 0)) * 1000)
-        if result.ms <= 0 or result.error == "cancelled":
+        if not ran or result.error == "cancelled":
             return 0  # it did not run, or not to its end
         return round((spec.negative_s or 0) * 1000)
 
@@ -305,15 +306,6 @@ class ToolCache:
         if known is None or known[0] is not spec:
             known = self._versions[spec.name] = (spec, tool_version(spec))
         return known[1]
-
-    async def _scope_secret(self) -> bytes | None:
-        """The key of the hash that hides whom results are for, the same in all proxies. None if there is none now."""
-        if self._secret is None:
-            where = self._store.key("cache", "secret")
-            drawn = os.urandom(32)
-            made = await self._store.do(lambda redis: redis.set(where, drawn, nx=True), None)
-            self._secret = drawn if made else await self._store.do(lambda redis: redis.get(where), None)
-        return self._secret
 
     def _count(self, tool: str, served: Served) -> None:
         self._counts[tool, served] += 1

@@ -23,7 +23,7 @@ Status = Literal["unfinished", "finished", "failed"]
 
 _INDEX_SPARE_S: Final = 86_400  # how long the index outlives what it lists
 _BATCH: Final = 16
-_DOWN: Final = object()  # the store doesn't help, where None means that nothing is there
+_MANY: Final = 1000  # of those that have expired, so many are removed at a time
 
 _APPEND: Final = """
 local length = redis.call('LLEN', KEYS[1])
@@ -131,24 +131,25 @@ class Archive:
     async def enter(self, facts: Facts) -> bool | None:
         """Put a recording into the index, or its facts in place of those there; makes room for it."""
         now = f"{time.time():.3f}"
-        total = await self._do(
-            lambda redis: redis.eval(
-                _ENTER, 4, *self._index, facts.id, now, msgspec.json.encode(facts), str(facts.size), self._index_ms
-            )
-        )
+        values = (facts.id, now, msgspec.json.encode(facts), str(facts.size), self._index_ms)
+
+        async def enter(redis: Any) -> int:
+            return int(await redis.eval(_ENTER, 4, *self._index, *values))
+
+        total: int | None = await self._do(enter)
         if total is None:
             return None
-        await self._make_room(int(total), facts.id)
+        await self._make_room(total, facts.id)
         return True
 
     async def serve(self, asked: str, id: str, *, replace: bool) -> bool | None:
         """From now on that recording serves the request. `replace`: the one that did so before is removed."""
         key = self._asked(asked)
-        old = await self._do(lambda redis: redis.get(key)) if replace else None
+        old = await self.find(asked) if replace else None
         if await self._do(lambda redis: redis.set(key, id, px=int(self._keep_ms))) is None:
             return None
-        if old and old.decode() != id:
-            await self.remove([old.decode()])
+        if old and old != id:
+            await self.remove([old])
         return True
 
     async def remove(self, ids: list[str]) -> None:
@@ -161,17 +162,20 @@ class Archive:
     async def _make_room(self, total: int, newest: str) -> None:
         """Remove what has expired, and the oldest while there is too much."""
         until = f"{time.time() - self._keep_s:.3f}"
-        gone = await self._do(lambda redis: redis.zrangebyscore(self._times, "-inf", until), [])
-        if gone:
-            left = int(await self._do(lambda redis: redis.eval(_LEAVE, 4, *self._index, *gone), -1))
-            total = left if left >= 0 else total
+
+        async def expire(redis: Any) -> int:
+            gone = (await redis.zrangebyscore(self._times, "-inf", until))[:_MANY]
+            left = int(await redis.eval(_LEAVE, 4, *self._index, *gone)) if gone else -1
+            return left if left >= 0 else total
+
+        async def oldest(redis: Any) -> list[tuple[str, int]]:
+            ids = [id.decode() for id in await redis.zrange(self._times, 0, _BATCH - 1)]
+            return [(id, int(await redis.hget(self._sizes, id) or 0)) for id in ids]
+
+        total = await self._do(expire, total)
         while total > self._max_bytes:
-            oldest = [
-                each.decode() for each in await self._do(lambda redis: redis.zrange(self._times, 0, _BATCH - 1), [])
-            ]
-            sizes = [await self._size(id) for id in oldest]
             going: list[str] = []
-            for id, size in zip(oldest, sizes, strict=True):
+            for id, size in await self._do(oldest, []):
                 if total > self._max_bytes and id != newest:
                     going.append(id)
                     total -= size
@@ -184,37 +188,40 @@ class Archive:
     async def find(self, asked: str) -> str | Literal[False] | None:
         """The id of the recording that serves a request; False if there is none."""
         key = self._asked(asked)
-        found = await self._keeper.do(lambda redis: redis.get(key), _DOWN)
-        if found is _DOWN:
-            return None
-        return found.decode() if found else False
+
+        async def find(redis: Any) -> str | Literal[False]:
+            found = await redis.get(key)
+            return found.decode() if found else False
+
+        id: str | Literal[False] | None = await self._do(find)
+        return id
 
     async def load(self, id: str) -> bytes | None:
         """A recording's lines; b"" if it isn't there."""
         key = self._run(id)
-        batches = await self._do(lambda redis: redis.lrange(key, 0, -1))
-        return None if batches is None else b"".join(batches)
+
+        async def load(redis: Any) -> bytes:
+            return b"".join(await redis.lrange(key, 0, -1))
+
+        lines: bytes | None = await self._do(load)
+        return lines
 
     async def all(self) -> list[Facts] | None:
         """All that there is, the newest first."""
-        found = await self._do(lambda redis: redis.hgetall(self._facts))
+
+        async def load(redis: Any) -> list[bytes]:
+            return list((await redis.hgetall(self._facts)).values())
+
+        found: list[bytes] | None = await self._do(load)
         if found is None:
             return None
         facts: list[Facts] = []
-        for each in found.values():
+        for each in found:
             try:
                 facts.append(msgspec.json.decode(each, type=Facts))
             except msgspec.DecodeError:
                 continue  # of a newer version, or damaged: the others can be listed all the same
         return sorted(facts, key=lambda each: each.created, reverse=True)
-
-    async def facts(self, id: str) -> Facts | None:
-        """What is known of one; None, too, if it isn't there."""
-        found = await self._do(lambda redis: redis.hget(self._facts, id))
-        try:
-            return msgspec.json.decode(found, type=Facts) if found else None
-        except msgspec.DecodeError:
-            return None
 
     def _run(self, id: str) -> str:
         return self._keeper.key("rec", "run", id)
@@ -224,9 +231,6 @@ class Archive:
 
     async def _delete(self, key: str) -> None:
         await self._do(lambda redis: redis.delete(key))
-
-    async def _size(self, id: str) -> int:
-        return int(await self._do(lambda redis: redis.hget(self._sizes, id)) or 0)
 
     async def _do(self, operation: Operation, otherwise: Any = None) -> Any:
         return await self._keeper.do(operation, otherwise)

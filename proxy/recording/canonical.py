@@ -29,6 +29,13 @@ IGNORED: Final = frozenset(
 )
 
 
+_DEEPEST: Final = 100  # more than any request has, and less than what Python's recursion takes everywhere
+
+
+class TooDeepError(ValueError):
+    """A request is nested too deeply to be written down."""
+
+
 class Asked(msgspec.Struct, frozen=True):
     """A request as it is compared: its hash (32 hexadecimal digits), its canonical form, and the tools' versions."""
 
@@ -42,7 +49,7 @@ def asked(chat: ChatRequest, specs: Iterable[ToolSpec], client: str | None = Non
 
     What counts: the model's name, the messages, the client's own tools, the bounds (`stop`, `max_tokens`), all further
     parameters but those that change no answer (`IGNORED`), and the names and versions of the proxy's tools. Whether it
-    is streamed does not, nor do its headers.
+    is streamed does not, nor do its headers. Raises `TooDeepError`.
     """
     request: dict[str, Any] = {
         "model": chat.model,
@@ -50,6 +57,7 @@ def asked(chat: ChatRequest, specs: Iterable[ToolSpec], client: str | None = Non
         "stop": list(chat.stop),
         "max_tokens": chat.max_tokens,
         "tools": msgspec.to_builtins(chat.functions),
+        "parallel_tool_calls": False if chat.single else None,
         **{name: value for name, value in chat.parameters.items() if name not in IGNORED},
     }
     request = _plain({name: value for name, value in request.items() if value is not None and value not in ([], ())})
@@ -75,13 +83,15 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": call.get("id"), "name": function.get("name"), "arguments": function.get("arguments")}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """Numbers by their value: 1.0 is 1."""
+    if depth > _DEEPEST:
+        raise TooDeepError(f"it is nested in more than {_DEEPEST} levels")
     match value:
         case dict():
-            return {name: _plain(each) for name, each in value.items()}
+            return {name: _plain(each, depth + 1) for name, each in value.items()}
         case list():
-            return [_plain(each) for each in value]
+            return [_plain(each, depth + 1) for each in value]
         case float() if value.is_integer():
             return int(value)
         case _:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import importlib.util
 import os
-import sqlite3
 import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
-from redis.exceptions import RedisError
 from rich.console import Console
 
 from asynclm.cml.machine import POLICIES
@@ -27,7 +25,7 @@ from asynclm.proxy.recording.archive import Archive, Facts, Unguarded
 from asynclm.proxy.recording.recorded import Recording, RecordingError, read, split
 from asynclm.proxy.recording.recordings import summary
 from asynclm.proxy.registry import Summary
-from asynclm.proxy.stores import open_client
+from asynclm.proxy.stores import UNUSABLE, open_client
 
 _TIMEOUT_S: Final = 10.0
 _OFF: Final = "off"
@@ -93,19 +91,29 @@ def export(args: Namespace) -> int:
 
 def import_(args: Namespace) -> int:
     """Put exported recordings into the store; each serves its request from now on. All of them or none."""
+    room = _config(args).recording.max_bytes
     found: list[tuple[Recording, bytes]] = []
     for path in args.files:
         try:
-            parts = split(path.read_bytes())
+            with path.open("rb") as file:
+                data = file.read(room + 1)
         except OSError as error:
             raise CommandError(f"{path} can't be read: {error.strerror}") from None
+        room -= len(data)
+        if room < 0:  # else the first of them, and all that was there, would make room for the last
+            raise CommandError(f"{path}: there is no room for so much: raise recording.max_bytes")
         try:
-            found += [(read(part), part) for part in parts]
+            found += [(read(part), part) for part in split(data)]
         except RecordingError as error:
             raise CommandError(f"{path}: {error}") from None
+    if not found:
+        raise CommandError(f"{', '.join(map(str, args.files))}: there is no recording in it")
 
     async def put(archive: Archive) -> int:
+        there = {facts.id for facts in await archive.all() or []}
         for recording, data in found:
+            if recording.answered is None and recording.id in there:
+                continue  # a file that was cut off takes nothing away
             await archive.remove([recording.id])
             await archive.append(recording.id, 0, data)
             await archive.enter(_facts(recording, len(data)))
@@ -118,6 +126,8 @@ def import_(args: Namespace) -> int:
         return len(found)
 
     print(f"{_count(_with_archive(args, put))} imported")
+    if broken := sum(recording.answered is None for recording, _ in found):
+        print(f"asynclm: of these, {_count(broken)} without an end, which serve no request", file=sys.stderr)
     return 0
 
 
@@ -134,6 +144,8 @@ def replay(args: Namespace) -> int:
     if any(entry.kind in ("handed", "continued", "rebuilt") for entry in was.entries):
         raise CommandError(f"the run {recording.id} has calls to its client's own tools, so it can't be run again")
     policy = args.policy or was.policy
+    if policy not in (*POLICIES, _OFF):
+        raise CommandError(f"there is no policy {policy[:40]!r}, under which it was recorded: choose one (--policy)")
     if policy != _OFF and was.policy == _OFF:
         raise CommandError(f"the run {recording.id} had no tools: there is nothing for a policy to decide")
     try:
@@ -179,12 +191,16 @@ def _load(args: Namespace) -> Recording:
         raise CommandError(str(error)) from None
 
 
-def _with_archive(args: Namespace, work: Callable[[Archive], Coroutine[Any, Any, T]]) -> T:
-    """Do something with the recordings in the store that the config names. Raises `CommandError`."""
+def _config(args: Namespace) -> Config:
     try:
-        config = load(args.config, os.environ, Path.cwd())
+        return load(args.config, os.environ, Path.cwd())
     except ConfigError as error:
         raise CommandError(str(error), 2) from None
+
+
+def _with_archive(args: Namespace, work: Callable[[Archive], Coroutine[Any, Any, T]]) -> T:
+    """Do something with the recordings in the store that the config names. Raises `CommandError`."""
+    config = _config(args)
     settings = config.store
     if settings.url is None and not settings.path:
         raise CommandError(
@@ -199,14 +215,14 @@ def _with_archive(args: Namespace, work: Callable[[Archive], Coroutine[Any, Any,
 
     try:
         return asyncio.run(act())
-    except (RedisError, OSError, sqlite3.Error) as error:
+    except UNUSABLE as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise CommandError(f"the store {open_client(config)[1]} can't be used: {said}") from None
 
 
 @contextlib.asynccontextmanager
 async def _archive(config: Config) -> AsyncIterator[Archive]:
-    redis, _ = open_client(config, timeout_s=_TIMEOUT_S)
+    redis, _ = open_client(config, timeout_s=_TIMEOUT_S, or_memory=False)
     try:
         settings = config.recording
         yield Archive(Unguarded(redis, config.store.prefix), keep_s=settings.keep_s, max_bytes=settings.max_bytes)

@@ -16,7 +16,7 @@ without `answered` is one of a run that is under way, or whose proxy died. Pure.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -29,6 +29,12 @@ VERSION: Final = 1
 CONTENT: Final = "content"
 TOOL_CALLS: Final = "tool_calls"
 
+_LONGEST_S: Final = 1e8  # three years: nothing that is drawn or slept is longer
+
+# Recordings come from other machines as files: their ids stand in headers, their times are slept.
+Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,100}\Z")]
+Second = Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)]
+
 encode: Final = msgspec.json.Encoder().encode
 
 
@@ -40,10 +46,10 @@ class Header(msgspec.Struct, frozen=True):
     """The first line."""
 
     asynclm_timeline: int
-    run: str
+    run: Id
     model: str
     policy: str
-    created: int
+    created: Annotated[int, msgspec.Meta(ge=0, le=2**33)]
     asynclm_recording: int
 
 
@@ -52,7 +58,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     "tool_calls" (`id`, `name`, `arguments`).
     """
 
-    t: float
+    t: Second
     key: str
     value: Any
 
@@ -60,14 +66,14 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
 class Written(msgspec.Struct, frozen=True, array_like=True):
     """A piece of the model's own text."""
 
-    t: float
+    t: Second
     text: str
 
 
 class Question(msgspec.Struct, frozen=True):
     """What was asked."""
 
-    key: str
+    key: Id
     request: dict[str, Any]
     tools: dict[str, str] = {}
     stream: bool = False
@@ -143,6 +149,8 @@ def read(data: bytes) -> Recording:
             entry = msgspec.json.decode(line, type=Entry)
             if answered is not None:
                 raise RecordingError("something stands behind its end")
+            if not 0 <= entry.t <= _LONGEST_S:
+                raise RecordingError("there is no such time")
             match entry.kind:
                 case "request":
                     question = msgspec.convert(entry.data, Question)
@@ -161,7 +169,7 @@ def read(data: bytes) -> Recording:
                         raise RecordingError(f"{answered.lines} lines stood before its end, {number - 1} are left")
                 case _:
                     timeline.entries.append(entry)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecordingError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecordingError, RecursionError) as error:
             raise RecordingError(f"the recording {first.run} is damaged in line {number}: {error}") from None
     if question is None:
         raise RecordingError(f"the recording {first.run} is damaged: it does not say what was asked")
@@ -187,11 +195,11 @@ def _header(line: bytes) -> Header:
         newer = versions.asynclm_recording > VERSION or versions.asynclm_timeline > TIMELINE_VERSION
         if newer:
             raise RecordingError(
-                f"the recording was made by a newer asynclm (version {versions.asynclm_recording}, this one reads up "
-                f"to {VERSION})"
+                f"the recording was made by a newer asynclm (version {versions.asynclm_recording} of recordings, "
+                f"{versions.asynclm_timeline} of timelines; this one reads up to {VERSION} and {TIMELINE_VERSION})"
             )
         return msgspec.json.decode(line, type=Header)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordingError(f"not a recording of asynclm: {error}") from None
 
 

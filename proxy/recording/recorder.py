@@ -21,6 +21,8 @@ _log: Final = logging.getLogger(__name__)
 _EVERY_S: Final = 0.25
 _WARN_EVERY_S: Final = 60.0
 _MAX_GONE: Final = 1000
+_BATCH_BYTES: Final = 2**20  # written at once: within the time that one operation has
+_INDEX_BYTES: Final = 2**18  # how much of a recording that is being made the index may not know of
 _SHARE: Final = 4  # one recording may take no more than this part of all the room
 
 
@@ -42,7 +44,7 @@ class _Job:
         self.sent = b""  # those of them that may be there: the store has not said so
         self.number = 0  # of the next batch
         self.size = 0  # bytes in the store
-        self.entered = False
+        self.known = -1  # of those, how many the index knows of; below 0: it isn't in the index
         self.ended = False  # its last line is in `waiting`, or beyond
 
     @property
@@ -54,11 +56,11 @@ class _Job:
         """As the index has them."""
         tape = self.tape
         of = tape.timeline
-        facts = Facts(tape.id, of.model, of.policy, of.created, tape.asked.key)
+        facts = Facts(tape.id, of.model, of.policy, of.created, tape.asked.key, size=self.size)
         if not tape.done:
             return facts
         status: Final = "finished" if tape.ok else "failed"
-        return msgspec.structs.replace(facts, status=status, duration_s=tape.seconds, size=self.size)
+        return msgspec.structs.replace(facts, status=status, duration_s=tape.seconds)
 
 
 class Recorder:
@@ -144,10 +146,15 @@ class Recorder:
             self._collect(job)
         self._bound()
         self._blocked = False
+        clock = asyncio.get_running_loop().time
+        looked = clock()
         for job in list(self._jobs):
             if not await self._write(job):
                 self._blocked = True
                 break  # the store doesn't help: neither will it with the next
+            if clock() - looked >= _EVERY_S:  # a slow store takes long, and the tapes go on
+                self._bound()
+                looked = clock()
         else:
             gone, self._gone = self._gone, []
             await self._archive.remove(gone)
@@ -159,7 +166,11 @@ class Recorder:
     def _collect(self, job: _Job) -> None:
         if not job.ended:
             job.ended = job.tape.done
-            job.waiting += job.tape.take()
+            try:
+                job.waiting += job.tape.take()
+            except (ValueError, TypeError, RecursionError) as error:  # what can't be written takes no other with it
+                self._drop(job, f"it can't be written ({type(error).__name__})")
+                return
             if job.size + len(job.waiting) + len(job.sent) > self._max_each:
                 self._drop(job, f"it is larger than {self._max_each} bytes")
 
@@ -171,13 +182,11 @@ class Recorder:
         """False where the store doesn't help."""
         if job not in self._jobs:
             return True
-        if not job.entered:
-            if await self._archive.enter(job.facts()) is None:
-                return False
-            job.entered = True
+        if job.known < 0 and not await self._enter(job):
+            return False
         while job.waiting or job.sent:
             if not job.sent:
-                job.sent, job.waiting = job.waiting, b""
+                job.sent, job.waiting = job.waiting[:_BATCH_BYTES], job.waiting[_BATCH_BYTES:]
             done = await self._archive.append(job.tape.id, job.number, job.sent)
             if done is None:
                 return False
@@ -187,6 +196,8 @@ class Recorder:
             job.number += 1
             job.size += len(job.sent)
             job.sent = b""
+            if job.size - job.known > _INDEX_BYTES and not await self._enter(job):
+                return False
         if job.ended:
             return await self._finish(job)
         return True
@@ -194,17 +205,24 @@ class Recorder:
     async def _finish(self, job: _Job) -> bool:
         if job.tape.ok and await self._archive.serve(job.tape.asked.key, job.tape.id, replace=job.replace) is None:
             return False
-        if await self._archive.enter(job.facts()) is None:
+        if not await self._enter(job):
             return False
         self._jobs.remove(job)
         self._counts.kept += 1
+        return True
+
+    async def _enter(self, job: _Job) -> bool:
+        """Put it into the index, with its present size. False where the store doesn't help."""
+        if await self._archive.enter(job.facts()) is None:
+            return False
+        job.known = job.size
         return True
 
     def _drop(self, job: _Job, why: str) -> None:
         self._jobs.remove(job)
         job.tape.stop()
         self._counts.dropped += 1
-        if job.entered and len(self._gone) < _MAX_GONE:
+        if job.known >= 0 and len(self._gone) < _MAX_GONE:
             self._gone.append(job.tape.id)
         now = asyncio.get_running_loop().time()
         if now - self._warned >= _WARN_EVERY_S:

@@ -25,7 +25,7 @@ from asynclm.proxy.chat import ChatRequest
 from asynclm.proxy.config import Config
 from asynclm.proxy.errors import SERVER_ERROR, APIError, invalid
 from asynclm.proxy.recording.archive import Archive, Facts
-from asynclm.proxy.recording.canonical import Asked, asked
+from asynclm.proxy.recording.canonical import Asked, TooDeepError, asked
 from asynclm.proxy.recording.recorded import Recording, RecordingError, read
 from asynclm.proxy.recording.recorder import Counts, Recorder
 from asynclm.proxy.recording.redaction import Redactor
@@ -89,7 +89,12 @@ class Recordings:
         record = allowed and (mode in ("record", "auto") or (mode is None and settings.record == "all"))
         if not record and mode not in ("replay", "auto"):
             return LIVE
-        what = asked(chat, specs, (client or "") if settings.scope == "client" else None)
+        try:
+            what = asked(chat, specs, (client or "") if settings.scope == "client" else None)
+        except TooDeepError as error:
+            if mode is None:
+                return LIVE
+            raise invalid(f"{REPLAY_HEADER}: such a request can't be recorded: {error}.", REPLAY_HEADER) from None
         return Wish(mode, what, record, client, chat.stream)
 
     async def replay(self, request: web.Request, chat: ChatRequest, wish: Wish) -> web.StreamResponse | None:
@@ -163,10 +168,7 @@ class Recordings:
         return recording
 
     def _is_off(self, client: str | None) -> bool:
-        return (
-            bool(self._off_keys)
-            and hashlib.sha256((client or "").encode(errors="replace")).hexdigest() in self._off_keys
-        )
+        return bool(self._off_keys) and key_hash(client) in self._off_keys
 
     # ------------------------------------------------------------------ looking
 
@@ -202,6 +204,11 @@ class Recordings:
         """Write what is left."""
         self.abandon()
         await self.recorder.aclose()
+
+
+def key_hash(key: str | None) -> str:
+    """A client's key as `recording.off_keys` names it."""
+    return hashlib.sha256((key or "").encode(errors="replace")).hexdigest()
 
 
 def summary(facts: Facts) -> Summary:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from asynclm.proxy.driver import Sink
 from asynclm.proxy.recording.recorded import CONTENT, TOOL_CALLS
 from asynclm.proxy.recording.tape import Tape
+from asynclm.proxy.sink import Sink
 
 
 class Tap:

@@ -48,6 +48,9 @@ def test_tool_texts_cannot_forge_a_block() -> None:
         parameters={"type": "object", "properties": {"x": {"type": "string", "description": evil, "default": evil}}},
     )
     assert not any(token in describe(spec) for token in ("[END]", "[CALL]", "[HEAD]"))
+    named = ToolSpec(name="f", parameters={"type": "object", "properties": {f"a\n{evil}": {"description": "d"}}})
+    assert not any(token in describe(named) for token in ("[END]", "[CALL]", "[HEAD]"))
+    assert len(describe(named).splitlines()) == 2
 
 
 def test_the_examples_are_legal() -> None:

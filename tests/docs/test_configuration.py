@@ -17,6 +17,7 @@ from asynclm.adapters.tools.python import PythonTool
 from asynclm.proxy.config import (
     Cache,
     Config,
+    Conversations,
     Limits,
     Model,
     Recording,
@@ -38,6 +39,7 @@ SECTIONS = {
     "`[runs]`": (Runs, "ASYNCLM_RUNS_"),
     "`[store]`": (Store, "ASYNCLM_STORE_"),
     "`[cache]`": (Cache, "ASYNCLM_CACHE_"),
+    "`[conversations]`": (Conversations, "ASYNCLM_CONVERSATIONS_"),
     "`[recording]`": (Recording, "ASYNCLM_RECORDING_"),
     "`[replay]`": (Replay, "ASYNCLM_REPLAY_"),
     "Tools": (Tool, None),

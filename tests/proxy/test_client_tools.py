@@ -3,92 +3,19 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 import openai
 import pytest
 from harness import Proxy, proxy_for
+from parking import ASK, LOOK, QUESTION, TOOLS, TRAP, Looks, ask, back, kinds, noted, told
 from recording import RecordingUpstream
-from upstream import Answer, Body, ScriptedUpstream
+from upstream import Answer, ScriptedUpstream
 
 from asynclm.adapters.models.simulated.task import Node, Task, encode_task
 from asynclm.cml.machine import POLICIES
-
-QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Do it."}]
-ASK = "[CALL] a [HEAD] ask_user(question='Sure?') [END]\n"
-LOOK = "[CALL] b [HEAD] look(key='x') [END]\n"
-TRAP = "[TRAP][END]"
-
-
-def function(name: str, **properties: str) -> dict[str, Any]:
-    schema = {name: {"type": kind} for name, kind in properties.items()}
-    parameters = {"type": "object", "properties": schema, "required": list(schema), "additionalProperties": False}
-    return {"type": "function", "function": {"name": name, "description": "It.", "parameters": parameters}}
-
-
-TOOLS = [function("ask-user", question="string")]
-
-
-class Looks:
-    """A tool of the proxy's that returns when it is told to."""
-
-    def __init__(self, *, at_once: bool = False) -> None:
-        self.keys: list[str] = []
-        self.began = asyncio.Event()
-        self.go = asyncio.Event()
-        self.cancelled = asyncio.Event()
-        if at_once:
-            self.go.set()
-
-    @property
-    def tool(self) -> Callable[..., Any]:
-        async def look(key: str) -> str:
-            """Look a thing up."""
-            self.keys.append(key)
-            self.began.set()
-            try:
-                await self.go.wait()
-            except asyncio.CancelledError:
-                self.cancelled.set()
-                raise
-            return f"value of {key}"
-
-        return look
-
-
-async def ask(proxy: Proxy, messages: list[Any], **options: Any) -> Any:
-    return await proxy.client().chat.completions.with_raw_response.create(
-        model="m", messages=messages, **{"tools": TOOLS, **options}
-    )
-
-
-def back(messages: list[Any], message: Any, results: dict[int, str] | None = None) -> list[Any]:
-    """The messages of the client's next request: the assistant's, and what its tools returned (all "yes")."""
-    given = dict.fromkeys(range(len(message.tool_calls)), "yes") if results is None else results
-    told = [{"role": "tool", "tool_call_id": message.tool_calls[n].id, "content": text} for n, text in given.items()]
-    return [*messages, message.model_dump(exclude_none=True), *told]
-
-
-def told(body: Body) -> str:
-    """The last message of an upstream request."""
-    assert body["messages"][-1]["role"] == "user"
-    text: str = body["messages"][-1]["content"]
-    return text
-
-
-def kinds(proxy: Proxy, run: str) -> list[str]:
-    timeline = proxy.server.registry.timeline(run)
-    assert timeline is not None
-    return [entry.kind for entry in timeline.entries]
-
-
-async def noted(proxy: Proxy, run: str, kind: str) -> None:
-    """Wait until the timeline says so."""
-    while kind not in kinds(proxy, run):
-        await asyncio.sleep(0)
-
+from asynclm.proxy.client_tools import python_name
 
 # ---------------------------------------------------------------------- whole conversations
 
@@ -322,7 +249,7 @@ async def test_a_word_from_outside_waits_for_the_client() -> None:
 # ---------------------------------------------------------------------- runs that are gone
 
 
-@pytest.mark.parametrize("change", ["messages", "behind", "tools", "policy", "model", "key"])
+@pytest.mark.parametrize("change", ["messages", "behind", "policy", "model", "text", "arguments"])
 async def test_another_request_than_was_waited_for_ends_the_run_and_builds_it_anew(change: str) -> None:
     looks = Looks()
     script = [Answer("Wait. ", LOOK, ASK, TRAP), Answer("Fine.")]
@@ -336,15 +263,15 @@ async def test_another_request_than_was_waited_for_ends_the_run_and_builds_it_an
             case "messages":
                 messages[0] = {"role": "system", "content": "Be very brief."}
             case "behind":
-                messages.append({"role": "user", "content": "Now?"})
-            case "tools":
-                options["tools"] = [*TOOLS, function("other")]
+                messages.append({"role": "assistant", "content": "Now."})
             case "policy":
                 options["extra_headers"] = {"x-asynclm-policy": "sync"}
             case "model":
                 options["model"] = "n"
-            case "key":
-                options["extra_headers"] = {"authorization": "Bearer sk-another"}
+            case "text":
+                messages[2]["content"] = "Wait!"
+            case "arguments":
+                messages[2]["tool_calls"][0]["function"]["arguments"] = '{"question": "Really?"}'
         second = await proxy.client().chat.completions.with_raw_response.create(
             **{"model": "m", "tools": TOOLS, "messages": messages, **options}
         )
@@ -355,15 +282,16 @@ async def test_another_request_than_was_waited_for_ends_the_run_and_builds_it_an
         assert ("rebuilt" in kinds(proxy, second.headers["x-asynclm-run-id"])) == (change != "behind")
     at = -2 if change == "behind" else -1
     written, answered = upstream.requests[1]["messages"][at - 1], upstream.requests[1]["messages"][at]
-    wanted = "Wait.\n[CALL] a [HEAD] ask_user(question='Sure?') [END]\n[TRAP][END]"
+    wait, sure = "Wait!" if change == "text" else "Wait.", "Really?" if change == "arguments" else "Sure?"
+    wanted = f"{wait}\n[CALL] a [HEAD] ask_user(question={sure!r}) [END]\n[TRAP][END]"
     assert written == {"role": "assistant", "content": wanted}
     assert answered == {"role": "user", "content": '[INTR] a [HEAD] "yes" [END]'}
 
 
-async def test_another_process_rebuilds_the_run() -> None:
+async def test_a_run_that_is_gone_is_rebuilt() -> None:
     """Told and asked by the simulated model: it knows what was done, and does the rest."""
     looks = Looks(at_once=True)
-    toml = "ttft_ms = 1\ntpot_ms = 0\ninject = false\n[limits]\nmax_parked = 0\n"
+    toml = "ttft_ms = 1\ntpot_ms = 0\ninject = false\n[limits]\nmax_parked = 0\n[conversations]\nstore = false\n"
     async with proxy_for(None, looks.tool, kind="simulated", toml=toml) as proxy:
         client = proxy.client()
         messages: list[Any] = [{"role": "user", "content": f"Do this: {task()}"}]
@@ -424,8 +352,10 @@ async def test_a_client_that_leaves_the_further_answer_ends_the_run() -> None:
         await upstream.until(lambda: upstream.dropped == 1)
         await noted(proxy, run, "error")
         again = await ask(proxy, messages)
-        assert again.parse().choices[0].message.content == "Fine."
-        assert "rebuilt" in kinds(proxy, again.headers["x-asynclm-run-id"])
+        assert again.parse().choices[0].message.content.startswith("Fine.")
+        assert "restored" in kinds(proxy, again.headers["x-asynclm-run-id"])
+    assert looks.keys == ["x"]
+    assert '[INTR] b [HEAD] {"error":{"type":"outcome_unknown"' in json.dumps(upstream.requests[-1]).replace("\\", "")
 
 
 async def test_an_upstream_that_fails_in_the_further_answer() -> None:
@@ -469,8 +399,10 @@ async def test_the_oldest_makes_room() -> None:
 async def test_the_end_of_the_server_is_the_end_of_parked_runs() -> None:
     looks = Looks()
     script = [Answer(LOOK, ASK, TRAP)]
-    async with ScriptedUpstream(script) as upstream, proxy_for(upstream.url, looks.tool) as proxy:
+    toml = "[server]\ngrace_s = 0\n"
+    async with ScriptedUpstream(script) as upstream, proxy_for(upstream.url, looks.tool, toml=toml) as proxy:
         first = await ask(proxy, QUESTION)
+        await looks.began.wait()
         await proxy.server.drain()
         assert looks.cancelled.is_set()
         assert kinds(proxy, first.headers["x-asynclm-run-id"])[-1] == "finished"
@@ -506,3 +438,11 @@ async def test_earlier_rounds_stand_among_the_messages() -> None:
     lost, given = answered["content"].split("\n")
     assert "no_result" in lost
     assert given == "[INTR] c2 [HEAD] [1,2] [END]"
+
+
+@pytest.mark.parametrize(
+    ("name", "known_as"),
+    [("ask-user", "ask_user"), ("to.import", "to._import"), ("\U00011fc0-x", "__x"), ("2x", "_2x")],
+)
+def test_names_that_calls_can_be_written_with(name: str, known_as: str) -> None:
+    assert python_name(name) == known_as

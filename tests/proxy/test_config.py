@@ -474,7 +474,8 @@ class TestEnvironment:
     def test_what_names_no_section_is_a_warning(self, read, variable, value):
         assert read("[upstreams.main]", **{f"ASYNCLM_{variable}": value}).warnings == (
             f"ASYNCLM_{variable} is not a key of the config and changes nothing; "
-            "its sections are server, limits, runs, store, cache, recording, replay, upstreams, models, tools",
+            "its sections are server, limits, runs, store, cache, conversations, recording, replay, upstreams, models, "
+            "tools",
         )
 
 

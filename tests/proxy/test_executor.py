@@ -551,3 +551,33 @@ asyncio.run(main())
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
         assert done.returncode == 0, done.stderr
         assert '"type":"timeout"' in done.stdout
+
+
+class TestToolsThatComeAndGo:
+    async def test_one_that_is_gone_when_its_turn_comes(self):
+        gate = Gate(concurrency=1)
+        toolbox = Toolbox([gate])
+        executor = Executor(toolbox, max_concurrency=2)
+        first, second = start(executor, gate, 1), start(executor, gate, 2)
+        await gate.has(1)
+        toolbox.replace(None, ())
+        gate.go(1)
+        assert (await first).ok
+        assert error(await second) == ("unknown_tool", "not run: there is no tool 'gate' any more")
+        # Neither slot is lost.
+        toolbox.replace(None, [gate])
+        gate.go(3, 4)
+        assert [(await start(executor, gate, key)).ok for key in (3, 4)] == [True, True]
+
+    async def test_what_a_tool_declares_anew_counts_once_its_calls_have_ended(self):
+        one, two = Gate(concurrency=1), Gate(concurrency=2)
+        toolbox = Toolbox([one])
+        executor = Executor(toolbox)
+        one.go(1)
+        assert (await start(executor, one, 1)).ok
+        toolbox.replace(None, [two])
+        calls = [start(executor, two, key) for key in (2, 3)]
+        await two.has(2)
+        two.go(2, 3)
+        assert all(result.ok for result in await asyncio.gather(*calls))
+        await executor.aclose()

@@ -181,6 +181,43 @@ def test_a_run_that_is_not_over_and_calls_that_never_ran() -> None:
     ]
 
 
+CACHED = timeline(
+    (0.0, "opened", {"stream": 0}),
+    (0.1, "call", {"stream": 0, "call": 0, "id": "a", "tool": "f", "arguments": {}}),
+    (0.1, "result", {"call": 0, "ok": True, "value": "1", "ms": 0, "cache": "hit"}),
+    (0.1, "interrupt", {"stream": 0, "ids": ["a"], "text": "..."}),
+    (0.2, "call", {"stream": 0, "call": 1, "id": "b", "tool": "f", "arguments": {}}),
+    (0.2, "dispatched", {"call": 1}),
+    (0.3, "call", {"stream": 0, "call": 2, "id": "c", "tool": "f", "arguments": {}}),
+    (0.3, "result", {"call": 2, "ok": True, "value": "1", "ms": 0, "cache": "stale"}),
+    (0.6, "interrupt", {"stream": 0, "ids": ["c"], "text": "..."}),
+    (0.4, "call", {"stream": 0, "call": 3, "id": "d", "tool": "f", "arguments": {}}),
+    (0.4, "dispatched", {"call": 3}),
+    (0.5, "call", {"stream": 0, "call": 4, "id": "e", "tool": "g", "arguments": {}}),
+    (0.5, "dispatched", {"call": 4}),
+    (1.0, "result", {"call": 1, "ok": True, "value": "1", "ms": 800, "cache": "miss"}),
+    (1.0, "result", {"call": 3, "ok": True, "value": "1", "ms": 0, "cache": "coalesced"}),
+    (1.0, "result", {"call": 4, "ok": True, "value": "1", "ms": 500}),
+)
+
+
+SERVED = """\
+coalesce  1000 ms
+stream  ███▼██████████████░░░▼░░░░░░░░░░░░░
+a f        ● cache hit
+b f            ████████████████████████████ cache miss
+c f               ○──────────● cache hit, stale
+d f                   █████████████████████ coalesced
+e g                       █████████████████
+        |0 ms             |500
+"""
+
+
+def test_each_call_says_how_the_cache_served_it() -> None:
+    assert drawn(Picture(CACHED, legend=False), 60) == SERVED.rstrip()
+    assert "cache hit" not in drawn(Picture(CACHED), 40)  # no room for both: the drawing comes first
+
+
 def drawn(picture: Picture, width: int, encoding: str = "utf-8") -> str:
     class Terminal(io.StringIO):
         @property
@@ -232,7 +269,8 @@ def test_several_runs_share_a_scale() -> None:
 
 @pytest.mark.parametrize("width", [20, 40, 300])
 def test_any_width_holds(width: int) -> None:
-    assert max(map(len, drawn(Picture(RESUMED, titles=["x"]), width).splitlines())) <= width
+    for each in (RESUMED, CACHED):
+        assert max(map(len, drawn(Picture(each, titles=["x"]), width).splitlines())) <= width
 
 
 def test_an_empty_timeline_is_drawn_too() -> None:

@@ -66,7 +66,11 @@ def test_forms(value, expected):
     assert result_json(value, LIMIT) == expected
 
 
-@pytest.mark.parametrize("value", [object(), [print], "\ud800", {"a": ValueError("x")}], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), [print], "\ud800", {"a": ValueError("x")}],
+    ids=["object", "list of a function", "lone surrogate", "dict of an error"],
+)
 def test_what_has_no_form(value):
     with pytest.raises(Exception, match=r"serializable|serializing"):
         result_json(value, LIMIT)

@@ -257,6 +257,7 @@ async def test_runs_are_listed_and_drawn(tmp_path: Path) -> None:
             code, line = await fails("runs", "--url", url, "show", "run_none", cwd=tmp_path)
             assert code == 1
             assert "run_none" in line
+    (tmp_path / ".asynclm" / "store.db").rename(tmp_path / "elsewhere.db")
     code, line = await fails("runs", "--url", "http://127.0.0.1:1", "list", cwd=tmp_path)
     assert code == 1
     assert "http://127.0.0.1:1" in line

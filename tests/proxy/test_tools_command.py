@@ -125,6 +125,37 @@ def test_check_finds_all_that_is_wrong(tools: Tools) -> None:
     assert "secret" not in out
 
 
+def test_check_shows_no_password(tools: Tools) -> None:
+    status, out, _ = tools(
+        '[[tools]]\nopenapi = "http://ann:s3cret@127.0.0.1:9/api"\nhttp = { retries = 0 }\n', "check"
+    )
+    assert status == 1
+    assert out.startswith("FAILED  openapi http://127.0.0.1:9/api: ")
+    assert "s3cret" not in out
+
+
+def test_paths_in_a_home_that_is_not_there(tools: Tools) -> None:
+    toml = (
+        '[[tools]]\npython = "~no-such-user/t.py:f"\n'
+        '[[tools]]\nopenapi = "~no-such-user/api.json"\n'
+        '[[tools]]\nmcp = { command = "true", cwd = "~no-such-user", name = "m" }\n'
+    )
+    status, out, _ = tools(toml, "check")
+    assert status == 1
+    assert [line.rpartition(": ")[2] for line in out.splitlines()] == [
+        "there is no such home folder",
+        "there is no such home folder",
+        "there is no such home folder as that of cwd",
+    ]
+
+
+@pytest.mark.parametrize("arguments", ['{"x":' * 5000, '{"x": [' + "[" * 5000 + "]" * 5000 + "]}", "\udcff"])
+def test_arguments_that_are_none_are_told_in_one_line(tools: Tools, arguments: str) -> None:
+    status, out, err = tools(PYTHON, "call", "add", arguments)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("asynclm: the arguments ")
+
+
 def test_check_finds_what_does_not_go_together(tools: Tools) -> None:
     status, out, _ = tools(PYTHON + '[[tools]]\npython = "tools.py:long"\nname = "add"\n', "check")
     assert status == 1

@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from asynclm.cml.machine import POLICIES, Limits, Run, RunError
 from asynclm.cml.machine import actions as act
 from asynclm.cml.machine import events as ev
+from asynclm.cml.machine.parked import ParkedState
 from asynclm.cml.tools import CallError, Invocation, Owner, ToolSpec
 
 
@@ -30,6 +33,7 @@ class Playbook:
 
     def __init__(self, policy: str, **options: Any) -> None:
         self.catalog = Tools()
+        self.policy, self.options = policy, options
         self.run = Run(self.catalog, POLICIES[policy], **options)
         self.shown = ""
         self.reasoned = ""
@@ -81,6 +85,7 @@ class Playbook:
                 case act.EmitToolCall():
                     assert action.spec.owner is Owner.CLIENT
                     assert action.call not in self.sent, "a call was sent twice"
+                    assert not self.handed or not self.run._single, "a second call in one answer"
                     self.sent.append(action.call)
                     self.handed[action.call] = action.id
                 case act.CancelCall():
@@ -143,6 +148,18 @@ class Playbook:
         values = {call: (True, json.dumps(value)) for call, value in (results or {}).items()}
         self.handed.clear()
         self._take(self.run.resume(values, self.now, **bounds))
+        return self
+
+    def moves(self) -> Playbook:
+        """The parked run goes on in another machine. Its calls are under way still."""
+        assert self.parked
+        state = msgspec.json.decode(msgspec.json.encode(self.run.state), type=ParkedState)
+        policy = POLICIES[self.policy]
+        self.run = Run(self.catalog, policy, **self.options, transcript=state.transcript, used=state.used)
+        self._take(self.run.restore(state, self.now))
+        self.live &= {call.number for call in state.calls}  # of others, nobody is told
+        self.executed = [call for call in self.executed if call not in self.live]
+        self.alarms.clear()
         return self
 
     def passes(self, seconds: float) -> Playbook:

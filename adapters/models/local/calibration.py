@@ -1,7 +1,7 @@
 """Measures what it costs to bring a cache back, on an engine that nobody uses yet, once for a model and a device.
 
-Prompts of doubling length are computed, swapped out and swapped in, until the time that was given for it is used up;
-the curves reach beyond. What was measured is kept on disk.
+Longer and longer prompts are computed, swapped out and swapped in, until the time that was given for it is used up; the
+curves reach beyond. What was measured is kept on disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from .engine import Engine, Feed, OutOfMemoryError, Sampling
 VERSION: Final = 1  # of what is measured, and of the file
 
 _SHORTEST: Final = 16  # tokens
-_TIMES: Final = 3  # that a thing is measured, at most; the shortest counts
+_TIMES: Final = 3  # that a prompt is computed, at most
+_SWAPS: Final = 5  # for each of those
+_POWER: Final = 1.5  # of the length, at the worst, is what the next prompt takes
 _LEAST_MS: Final = 1e-4
 _BENT: Final = 512  # tokens; of shorter sequences alone nobody can tell what attention's square comes to at long ones
 
@@ -61,7 +63,7 @@ def measured(
     *,
     chunk: int,
     folder: Path,
-    seconds: float = 1.5,
+    seconds: float = 2.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Costs | None:
     """The cost curves of an engine: those in `folder`, or else measured in about so many seconds, and kept there.
@@ -85,7 +87,8 @@ def measured(
 def measure(
     engine: Engine, *, chunk: int, seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> Measurement:
-    """Measure in about that time; the shortest length is measured however long it takes.
+    """Measure in about that time; but the shortest length is measured however long it takes, and a second one unless
+    that would take far longer: one alone says little.
 
     Raises `OutOfMemoryError` if not even that fits. The engine is left as it was.
     """
@@ -96,21 +99,31 @@ def measure(
     _compute(engine, min(_SHORTEST, most), chunk)  # what is slow only the first time
     tokens = min(_SHORTEST, most)
     while tokens:
-        started = clock()
         try:
-            points.append(_measure(engine, tokens, chunk, clock, seconds / 4))
+            points.append(_measure(engine, tokens, chunk, clock, seconds / 10))
         except OutOfMemoryError:
             if points:
                 break
             raise
-        took = clock() - started
-        # The next is twice as long, and takes four times as long at the worst.
-        if tokens == most or clock() - began + 3 * took > seconds:
-            break
-        tokens = min(2 * tokens, most)
+        tokens = _next(points, most, seconds, clock() - began)
     if not points:
         raise OutOfMemoryError("there is no room for a sequence")
     return Measurement(engine=engine.description, chunk=chunk, points=points)
+
+
+def _next(points: list[Point], most: int, seconds: float, gone: float) -> int:
+    """The next length: in small steps while they are quick, so that there are many; then as far as there is time.
+
+    0 if there is none.
+    """
+    last = points[-1]
+    tokens, took = last.tokens, (last.recompute + _SWAPS * (last.swap_out + last.swap_in)) / 1000
+    for step in (2,) if took < seconds / 50 else (4, 2):
+        longer = min(step * tokens, most)
+        may = 4 * seconds if len(points) == 1 else seconds - gone
+        if longer > tokens and took * (longer / tokens) ** _POWER <= may:
+            return longer
+    return 0
 
 
 def keep(measurement: Measurement, folder: Path, progress: Callable[[str], None] = lambda _: None) -> None:
@@ -140,7 +153,7 @@ def _measure(engine: Engine, tokens: int, chunk: int, clock: Callable[[], float]
         number = _begin(engine, tokens, chunk)
         computed = min(computed, clock() - started)
         try:
-            for _ in range(_TIMES):
+            for _ in range(_SWAPS):
                 first = clock()
                 engine.swap_out(number)
                 engine.synchronize()

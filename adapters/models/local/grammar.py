@@ -40,6 +40,14 @@ NAME: {_NAME}
 """
 
 
+def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments that a tool doesn't declare are invented, though JSON Schema lets them in where it says nothing."""
+    declared = schema.get("properties")
+    if not declared or "additionalProperties" in schema or "patternProperties" in schema:
+        return schema
+    return {**schema, "additionalProperties": False}
+
+
 def call_grammar(tools: Sequence[ToolSpec], *, loose: Collection[str] = ()) -> str:
     """The grammar of a call to any of `tools`, of which there is at least one.
 
@@ -49,7 +57,7 @@ def call_grammar(tools: Sequence[ToolSpec], *, loose: Collection[str] = ()) -> s
     calls: list[str] = []
     objects: list[str] = []
     for tool in tools:
-        schema = {"type": "object"} if tool.name in loose else tool.parameters
+        schema = {"type": "object"} if tool.name in loose else _closed(tool.parameters)
         calls += _python_calls(tool.name, schema, python)
         arguments = plain.value(schema, schema)
         if arguments is not None:

@@ -25,22 +25,20 @@ import asyncio
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
+from .caches import Caches, number_of
 from .engine import Engine, Feed, OutOfMemoryError, Pick
-from .generation import Began, Broke, Full, Generation, News, Place, Remark, Wrote
-from .prefixes import shared
-from .traps import Choice, CostHandler, TrapHandler, left
+from .generation import Began, Broke, Full, Generation, News, Place, Wrote
+from .traps import CostHandler, TrapHandler
 
 _log = logging.getLogger(__name__)
 
-_MIN_SHARED: Final = 16  # tokens; less isn't worth a sequence of its own
 _GRACE_S: Final = 0.001
-_CROWDED: Final = 0.85
 
 
 class Batching(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +94,6 @@ class StepLoop:
         self._context = context or engine.context
         self._ends = ends
         self._batching = batching or Batching()
-        self._traps: TrapHandler = traps or CostHandler()
         self._wishes: deque[Callable[[], None]] = deque()
         self._woken = threading.Event()
         self._thread: threading.Thread | None = None
@@ -107,9 +104,15 @@ class StepLoop:
         self._stopping = False
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
-        self._kept: OrderedDict[int, list[int]] = OrderedDict()  # ended sequences, by number
-        self._kept_tokens = 0
         self._news: list[tuple[Generation, News]] = []
+        self._caches = Caches(
+            engine,
+            traps or CostHandler(),
+            self._batching.kept_tokens,
+            self._running,
+            self._waiting,
+            lambda generation, remark: self._news.append((generation, remark)),
+        )
         self._steps = 0
         self._drawn = 0
         self._computed = 0
@@ -226,7 +229,7 @@ class StepLoop:
         drew = self._draw()
         self._tell()
         self._admit()
-        self._rest()
+        self._caches.rest()
         feeds = self._feeds()
         computed = self._compute(feeds)
         if computed:
@@ -249,7 +252,7 @@ class StepLoop:
                     generation.asked, generation.over = False, True
         if not writing:
             return 0
-        picks = [Pick(_number(g), None if g.monitor is None else g.monitor.mask()) for g in writing]
+        picks = [Pick(number_of(g), None if g.monitor is None else g.monitor.mask()) for g in writing]
         for generation, sampled in zip(writing, self._engine.sample(picks), strict=True):
             generation.asked = generation.ready = False
             token = sampled.token
@@ -289,7 +292,7 @@ class StepLoop:
         else:
             generation.tokens.pop()
             if generation.place is Place.DEVICE:
-                self._engine.truncate(_number(generation), len(generation.tokens))
+                self._engine.truncate(number_of(generation), len(generation.tokens))
 
     def _tell(self) -> None:
         if not self._news:
@@ -324,60 +327,16 @@ class StepLoop:
         """Begin what waits, in order, as far as there is room."""
         for generation in list(self._waiting):
             active = sum(not other.paused for other in self._running)
-            if active >= self._batching.max_running or not self._fitted(generation):
+            if active >= self._batching.max_running or not self._caches.fitted(generation):
                 return
-            donor, length, coming = self._donor(generation)
+            donor, length, coming = self._caches.donor(generation)
             if coming:
                 continue  # what it has in common with another is being computed
             self._waiting.remove(generation)
-            self._begin(generation, donor, length)
-
-    def _fitted(self, generation: Generation) -> bool:
-        """Whether there is room for a sequence to be computed; those that wait make room for it."""
-        while not self._fits(generation):
-            if not self._evict_resting(generation):
-                return False
-        return True
-
-    def _fits(self, generation: Generation) -> bool:
-        memory = self._engine.memory()
-        free = memory.limit_tokens - memory.used_tokens + self._kept_tokens
-        return free >= generation.length or not any(other.place is Place.DEVICE for other in self._running)
-
-    def _begin(self, generation: Generation, donor: int | None, length: int) -> None:
-        self._running.append(generation)
-        if donor is not None:
-            try:
-                generation.number = self._engine.fork(donor, length, generation.sampling)
-            except OutOfMemoryError:
-                length = 0
-            else:
-                generation.place = Place.DEVICE
-                generation.tokens.extend(generation.todo[:length])
-                del generation.todo[:length]
-                self._shared += length
-                if donor in self._kept:
-                    self._kept.move_to_end(donor)
-        if generation.number is None:
-            generation.number = self._engine.open(generation.sampling)
-        self._news.append((generation, Began(length)))
-
-    def _donor(self, generation: Generation) -> tuple[int | None, int, bool]:
-        """The sequence that has most in common with a prompt, how much, and whether more of it is under way."""
-        prompt = generation.todo
-        most = len(prompt) - 1  # the last one must be computed, for what comes behind it
-        best, donor, coming = _MIN_SHARED - 1, None, 0
-        for number, tokens in self._kept.items():
-            length = min(shared(tokens, prompt), most)
-            if length > best:
-                best, donor = length, number
-        for other in self._running:
-            length = min(shared(other.tokens, prompt), most)
-            if other.place is Place.DEVICE and length > best:
-                best, donor = length, other.number
-            if length == len(other.tokens) and other.todo and not other.paused:
-                coming = max(coming, length + min(shared(other.todo, prompt[length:]), most - length))
-        return donor, (best if donor is not None else 0), coming >= best + _MIN_SHARED
+            self._running.append(generation)
+            length = self._caches.begin(generation, donor, length)
+            self._shared += length
+            self._news.append((generation, Began(length)))
 
     def _end(self, generation: Generation, *, keep: bool) -> None:
         if generation.closed:
@@ -387,25 +346,7 @@ class StepLoop:
             self._waiting.remove(generation)
             return
         self._running.remove(generation)
-        if generation.number is None:
-            return
-        if keep and generation.place is Place.DEVICE and len(generation.tokens) <= self._batching.kept_tokens:
-            self._keep(generation.number, generation.tokens)
-        else:
-            self._engine.free(generation.number)
-
-    def _keep(self, number: int, tokens: list[int]) -> None:
-        for other, older in list(self._kept.items()):
-            if tokens[: len(older)] == older:
-                self._forget(other)
-        self._kept[number] = tokens
-        self._kept_tokens += len(tokens)
-        while self._kept_tokens > self._batching.kept_tokens:
-            self._forget(next(iter(self._kept)))
-
-    def _forget(self, number: int) -> None:
-        self._kept_tokens -= len(self._kept.pop(number))
-        self._engine.free(number)
+        self._caches.end(generation, keep=keep)
 
     def _fail(self, generation: Generation, why: Broke) -> None:
         self._news.append((generation, why))
@@ -422,7 +363,7 @@ class StepLoop:
                 busy |= generation.ready and not generation.paused
             elif generation.wrote and len(generation.todo) <= self._batching.busy_chunk:
                 busy = True
-                if self._back(generation):
+                if self._caches.back(generation):
                     feeds.append(self._feed(generation, len(generation.todo)))
             else:
                 long.append(generation)
@@ -430,7 +371,7 @@ class StepLoop:
         for generation in long:
             if budget <= 0:
                 break
-            if self._back(generation):
+            if self._caches.back(generation):
                 share = min(budget, len(generation.todo))
                 budget -= share
                 feeds.append(self._feed(generation, share))
@@ -438,7 +379,7 @@ class StepLoop:
 
     def _feed(self, generation: Generation, share: int) -> tuple[Generation, Feed]:
         tokens = generation.todo[:share]
-        return generation, Feed(_number(generation), tokens, share == len(generation.todo))
+        return generation, Feed(number_of(generation), tokens, share == len(generation.todo))
 
     def _compute(self, feeds: list[tuple[Generation, Feed]]) -> bool:
         began = time.perf_counter()
@@ -447,7 +388,10 @@ class StepLoop:
                 self._engine.forward([feed for _, feed in feeds])
                 break
             except OutOfMemoryError as error:
-                feeds = self._make_room(feeds, str(error))
+                youngest, _ = feeds.pop()
+                if not self._caches.make_room(youngest):
+                    why = f"the sequence doesn't fit into the model's memory: {error}"
+                    self._fail(youngest, Broke(why, 507, "out_of_memory"))
             except Exception as error:
                 _log.exception("a step of the engine failed")
                 for generation, _ in feeds:
@@ -460,131 +404,5 @@ class StepLoop:
             del generation.todo[: len(feed.tokens)]
             generation.ready = feed.logits
             if generation.lost:
-                self._regain(generation, len(feed.tokens), began)
+                self._caches.regain(generation, len(feed.tokens), began)
         return bool(feeds)
-
-    # ------------------------------------------------------------------ memory
-
-    def _rest(self) -> None:
-        """Decide what becomes of the caches of those that have begun to wait."""
-        for generation in self._running:
-            if generation.paused and not generation.settled and not generation.todo:
-                generation.settled = True
-                self._put_away(generation, must=False)
-
-    def _put_away(self, generation: Generation, *, must: bool) -> None:
-        if generation.place is not Place.DEVICE:
-            return
-        tokens, wait = len(generation.tokens), _left(generation)
-        choice, why, costs = self._traps.decide(tokens, wait, crowded=self._is_crowded(), must=must)
-        began = time.perf_counter()
-        if choice is Choice.SWAP and not self._swap_out(generation):
-            choice, why = Choice.RECOMPUTE, f"{why}, and the host has no room"
-        if choice is Choice.RECOMPUTE:
-            self._drop(generation)
-        data = {"choice": choice.value, "why": why, "wait_ms": round(wait * 1000, 3), "costs_ms": costs}
-        self._remark(generation, "cache", tokens, began, **data)
-
-    def _is_crowded(self) -> bool:
-        """Whether the memory is nearly full once all is computed that is to be, of those that queue, too."""
-        memory = self._engine.memory()
-        wanted = sum(len(other.todo) for other in (*self._waiting, *self._running) if not other.paused)
-        return memory.used_tokens - self._kept_tokens + wanted > _CROWDED * memory.limit_tokens
-
-    def _swap_out(self, generation: Generation) -> bool:
-        """False if there is no room: the host holds as much as the device does, at the most."""
-        memory = self._engine.memory()
-        if memory.swapped_tokens + len(generation.tokens) > memory.limit_tokens:
-            return False
-        try:
-            self._engine.swap_out(_number(generation))
-        except OutOfMemoryError:
-            return False
-        self._engine.synchronize()  # so that what it took is known
-        generation.place = Place.HOST
-        return True
-
-    def _drop(self, generation: Generation) -> None:
-        self._engine.drop(_number(generation))
-        generation.place = Place.NOWHERE
-        generation.lost, generation.regaining = generation.lost + len(generation.tokens), None
-        generation.todo[:0] = generation.tokens
-        generation.tokens.clear()
-        generation.ready = False
-
-    def _back(self, generation: Generation) -> bool:
-        """See that a sequence can be fed: bring it back from the host, or wait until it may be computed again."""
-        if generation.place is Place.NOWHERE:
-            return not generation.paused and self._fitted(generation)
-        if generation.place is Place.HOST:
-            began = time.perf_counter()
-            while True:
-                try:
-                    self._engine.swap_in(_number(generation))
-                    break
-                except OutOfMemoryError:
-                    if not self._evict(generation):
-                        return False
-            self._engine.synchronize()
-            generation.place = Place.DEVICE
-            self._remark(generation, "restored", len(generation.tokens), began, by=Choice.SWAP.value)
-        return True
-
-    def _regain(self, generation: Generation, tokens: int, began: float) -> None:
-        """So many tokens of a sequence that was dropped are there again."""
-        if generation.regaining is None:
-            generation.regaining = began
-        generation.lost = max(generation.lost - tokens, 0) if generation.todo else 0
-        if not generation.lost:
-            self._engine.synchronize()
-            tokens = len(generation.tokens)
-            self._remark(generation, "restored", tokens, generation.regaining, by=Choice.RECOMPUTE.value)
-
-    def _make_room(self, feeds: list[tuple[Generation, Feed]], why: str) -> list[tuple[Generation, Feed]]:
-        """The pass doesn't fit: put something away. Returns what to try now."""
-        if self._evict():
-            return feeds
-        youngest, _ = feeds[-1]
-        rest = feeds[:-1]
-        others = any(other is not youngest and other.place is Place.DEVICE for other in self._running)
-        if not others:
-            self._fail(
-                youngest, Broke(f"the sequence doesn't fit into the model's memory: {why}", 507, "out_of_memory")
-            )
-        elif youngest.place is Place.DEVICE:
-            began, tokens = time.perf_counter(), len(youngest.tokens)
-            self._drop(youngest)
-            data = {"choice": Choice.RECOMPUTE.value, "why": "older ones need its memory"}
-            self._remark(youngest, "cache", tokens, began, **data)
-        return rest
-
-    def _evict(self, but: Generation | None = None) -> bool:
-        """Free the memory that is worth least: of sequences that ended, then of those that wait."""
-        if self._kept:
-            self._forget(next(iter(self._kept)))
-            return True
-        return self._evict_resting(but)
-
-    def _evict_resting(self, but: Generation | None) -> bool:
-        resting = [g for g in self._running if g.paused and g.place is Place.DEVICE and not g.todo and g is not but]
-        if not resting:
-            return False
-        self._put_away(min(resting, key=self._worth), must=True)
-        return True
-
-    def _worth(self, generation: Generation) -> float:
-        return self._traps.worth(len(generation.tokens), _left(generation))
-
-    def _remark(self, generation: Generation, kind: str, tokens: int, began: float, **data: object) -> None:
-        took = round((time.perf_counter() - began) * 1000, 3)
-        self._news.append((generation, Remark(kind, {"tokens": tokens, "ms": took, **data})))
-
-
-def _number(generation: Generation) -> int:
-    assert generation.number is not None, "a generation that runs has its sequence"
-    return generation.number
-
-
-def _left(generation: Generation) -> float:
-    """How much longer a generation is expected to wait (s)."""
-    return left(generation.expected, time.monotonic() - generation.since)

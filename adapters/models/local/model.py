@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from asynclm.adapters.models.protocol import Abilities, Ended, ModelError, Noted, Request, StreamEvent, TextDelta
 from asynclm.cml.tools import ToolSpec
-from asynclm.cml.transcript import Segment
+from asynclm.cml.transcript import as_continued
 from asynclm.cml.usage import Usage
 
 from .engine import Engine, Sampling
@@ -61,6 +62,7 @@ class LocalModel:
         self._settings = settings or EngineSettings()
         self._loading: asyncio.Task[_Running] | None = None
         self._abilities = Abilities(inject=inject, prefill=True, interleave=True)
+        self._making_rules = threading.Lock()
         self._rules: OrderedDict[int, tuple[Sequence[ToolSpec], Rules]] = OrderedDict()
 
     def abilities(self, model: str) -> Abilities:
@@ -81,7 +83,9 @@ class LocalModel:
                 running = await self._ready()
         except TimeoutError:
             raise ModelError("The model is still being loaded.", status=503, code="loading", retry_after=10) from None
-        return running.open(request, how, self._monitor(running, request))
+        # Templates, tokenizers and grammars take milliseconds, of which other answers are to notice nothing.
+        prompt, monitor = await asyncio.to_thread(self._prepared, running, request)
+        return running.open(prompt, request, how, monitor)
 
     def load(self) -> Load | None:
         """How busy the engine is; None before it was loaded."""
@@ -89,14 +93,12 @@ class LocalModel:
         return task.result().loop.load() if task is not None and task.done() and not task.exception() else None
 
     async def aclose(self) -> None:
-        """End all generations and free the model."""
-        if self._loading is None:
-            return
-        try:
-            running = await self._loading
-        except Exception:
-            return  # whoever waited for it was told
-        await running.loop.aclose()
+        """End all generations and free the model. One that is still being loaded is left to its thread."""
+        loading = self._loading
+        if loading is not None and not loading.done():
+            loading.cancel()
+        elif loading is not None and loading.exception() is None:
+            await loading.result().loop.aclose()
 
     async def _ready(self) -> _Running:
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
@@ -110,10 +112,17 @@ class LocalModel:
         loop.start()
         return _Running(loop, context, loaded.vocabulary, self._settings, resumes=not self._abilities.inject)
 
-    def _monitor(self, running: _Running, request: Request) -> Monitor | None:
+    def _prepared(self, running: _Running, request: Request) -> tuple[list[int], Monitor | None]:
+        """The prompt, and what says which tokens may follow. In any thread."""
+        prompt = running.prompt(request)
         if self._guide is not None:
-            return self._guide(request, running.vocabulary)
-        return self._rules_of(request.tools, running.vocabulary).monitor() if request.tools else None
+            return prompt, self._guide(request, running.vocabulary)
+        if not request.tools:
+            return prompt, None
+        with self._making_rules:
+            rules = self._rules_of(request.tools, running.vocabulary)
+        rules.prepare()
+        return prompt, rules.monitor()
 
     def _rules_of(self, tools: Sequence[ToolSpec], vocabulary: Vocabulary) -> Rules:
         """Made once for each list of tools."""
@@ -138,9 +147,10 @@ class _Running:
         self.settings = settings
         self.resumes = resumes  # a stream that is cut will be gone on with by another
 
-    def open(self, request: Request, how: Sampling, monitor: Monitor | None) -> LocalStream:
+    def prompt(self, request: Request) -> list[int]:
+        """Its tokens. Raises `ModelError` (400)."""
         try:
-            prompt = self.vocabulary.chat(request.messages, _written(request.transcript))
+            prompt = self.vocabulary.chat(request.messages, as_continued(request.transcript))
         except ValueError as error:
             raise ModelError(
                 f"The model's chat template can't take these messages: {error}.",
@@ -157,6 +167,10 @@ class _Running:
                 code="context_length_exceeded",
                 param="messages",
             )
+        return prompt
+
+    def open(self, prompt: list[int], request: Request, how: Sampling, monitor: Monitor | None) -> LocalStream:
+        """Begin a sequence. Raises `ModelError` (429, 503)."""
         stream = LocalStream(self, prompt, how, monitor, request)
         try:
             self.loop.open(stream.generation)
@@ -315,8 +329,3 @@ class LocalStream:
 
 def _batching(settings: EngineSettings) -> Batching:
     return Batching(**{name: getattr(settings, name) for name in Batching.__struct_fields__})
-
-
-def _written(transcript: Sequence[Segment]) -> str:
-    """The assistant's turn so far, as it stands in a live sequence."""
-    return "".join(each.text if each.author == "model" else f"\n{each.text}\n" for each in transcript)

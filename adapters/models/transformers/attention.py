@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -69,6 +70,7 @@ class Batch:
             )
             lengths = [span.past + span.end - span.begin for span in spans]
             self.lengths = to_device(lengths, torch.int32, arena.device)
+            self.length_bounds = to_device([0, *accumulate(lengths)], torch.int32, arena.device)
             self.bounds = to_device([0, *(span.end for span in spans)], torch.int32, arena.device)
             self.longest_query = max(span.end - span.begin for span in spans)
             self.longest = max(lengths)
@@ -183,7 +185,7 @@ def _by_varlen(
         keys.view(-1, page, *keys.shape[1:]),
         values.view(-1, page, *values.shape[1:]),
         batch.bounds,
-        None,
+        batch.length_bounds,
         batch.longest_query,
         batch.longest,
         scale=scaling,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
 from mcp_types import (
@@ -37,6 +38,14 @@ def result_value(result: CallToolResult) -> object:
         return _decoded("\n".join(texts)) if texts else None
     blocks = [_described(block) for block in result.content]
     return blocks[0] if len(blocks) == 1 else blocks
+
+
+def without_keys(value: object, keys: Iterable[str]) -> object:
+    """The value of a result without keys that the server echoes."""
+    text = whole = json.dumps(value, ensure_ascii=False)
+    for key in keys:
+        text = text.replace(json.dumps(key, ensure_ascii=False)[1:-1], "[key]")
+    return value if text == whole else json.loads(text)
 
 
 def _error(result: CallToolResult) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class McpServer:
     """A server that is connected from `open` to `aclose`, as far as that is possible.
 
-    `listed` is called with all of its tools whenever they were listed. `environ` holds the variables that the settings
+    `listed` is awaited with all of its tools whenever they were listed. `environ` holds the variables that the settings
     name, `base` is the folder that they are relative to. A call that hears nothing for `silence_s` seconds, no progress
     either, is given up.
     """
@@ -40,7 +40,7 @@ class McpServer:
     def __init__(
         self,
         settings: McpSettings,
-        listed: Callable[[Sequence[Described]], None],
+        listed: Callable[[Sequence[Described]], Awaitable[None]],
         *,
         environ: Mapping[str, str],
         base: Path,
@@ -57,6 +57,7 @@ class McpServer:
         self._silence_s = silence_s
         self._backoff = backoff or Backoff()
         self._wording = Wording(settings.secrets(environ))
+        self.keys = settings.keys(environ)
         self._connection: Connection | None = None
         self._first: asyncio.Future[str | None] | None = None
         self._owner: asyncio.Task[None] | None = None
@@ -153,10 +154,10 @@ class McpServer:
             while not self._closing.is_set():
                 up_since: float | None = None
 
-                def listed(tools: Sequence[Described]) -> None:
+                async def listed(tools: Sequence[Described]) -> None:
                     nonlocal up_since
                     up_since = up_since or loop.time()
-                    self._tell(tools)
+                    await self._tell(tools)
                     self._settle(None)
 
                 problem = await self._connect(listed)
@@ -174,13 +175,16 @@ class McpServer:
         finally:
             self._settle("it was closed")
 
-    async def _connect(self, listed: Callable[[Sequence[Described]], None]) -> str:
+    async def _connect(self, listed: Callable[[Sequence[Described]], Awaitable[None]]) -> str:
         settings = self._settings
-        transport = (
-            HttpServer(settings, self._environ)
-            if settings.command is None
-            else StdioServer(settings, self._environ, self._base)
-        )
+        try:
+            transport = (
+                HttpServer(settings, self._environ)
+                if settings.command is None
+                else StdioServer(settings, self._environ, self._base)
+            )
+        except RuntimeError:
+            return "it can't be started: there is no such home folder as that of cwd"
         self._connection = Connection(
             self.name, transport, listed, self._wording, start_timeout_s=settings.start_timeout_s
         )

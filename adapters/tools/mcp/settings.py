@@ -11,8 +11,10 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from asynclm.adapters.address import address_problem
+from asynclm.adapters.tools.credentials import named_as_secret as _secret
 
 _YEAR_S: Final = 31_536_000
+_MIN_KEY: Final = 8
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _RUNNERS: Final = frozenset(
@@ -105,6 +107,14 @@ class McpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         query = [value for _, value in parse_qsl(urlsplit(self.url).query)] if self.url else []
         found = [*self.env.values(), *self.headers.values(), *query]
         return [*found, *(environ.get(name, "").strip() for name in named)]
+
+    def keys(self, environ: Mapping[str, str]) -> list[str]:
+        """Of the secrets, those that are keys beyond doubt: neither short, nor perhaps a folder or a mode."""
+        named = {name: environ.get(name, "") for name in self.env_from}
+        found = [value for name, value in (*self.env.items(), *self.headers.items(), *named.items()) if _secret(name)]
+        found += [environ.get(name, "") for name in (*self.headers_env.values(), self.bearer_env or "")]
+        words = {word for value in found for word in (value.strip(), *value.split())}
+        return sorted((word for word in words if len(word) >= _MIN_KEY), key=len, reverse=True)
 
     def __repr__(self) -> str:
         return f"McpSettings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"

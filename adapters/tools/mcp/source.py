@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,17 +11,20 @@ from typing import Any, Final
 
 from mcp_types import Tool as Described
 
+from asynclm.adapters.tools.argument_names import with_callable_names
 from asynclm.adapters.tools.mcp.backoff import Backoff
-from asynclm.adapters.tools.mcp.results import result_value
+from asynclm.adapters.tools.mcp.results import result_value, without_keys
 from asynclm.adapters.tools.mcp.server import McpServer
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.mcp.specs import callable_name, spec_of, wanted
 from asynclm.adapters.tools.options import Options, ToolDefinitionError
 from asynclm.adapters.tools.protocol import Tool
 from asynclm.adapters.tools.toolbox import Toolbox
-from asynclm.cml.tools import ToolSpec
+from asynclm.cml.tools import CallError, ToolSpec
 
 _TIMES_SILENCE: Final = 10  # a call that goes on reporting progress may take so many times the silence
+
+_AS_THEY_ARE: Final[Mapping[str, str]] = {}
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +32,13 @@ logger = logging.getLogger(__name__)
 class McpTool:
     """A tool of a server."""
 
-    def __init__(self, server: McpServer, name: str, spec: ToolSpec) -> None:
+    def __init__(
+        self, server: McpServer, name: str, spec: ToolSpec, arguments: Mapping[str, str] = _AS_THEY_ARE
+    ) -> None:
         self._server = server
         self._name = name
         self._spec = spec
+        self._arguments = arguments  # the server's names for those that have another one here
 
     @property
     def spec(self) -> ToolSpec:
@@ -47,11 +54,18 @@ class McpTool:
         """The same tool, its name prefixed with the server's: for when another tool has its name."""
         name = callable_name(self._name, callable_name(self._server.name).replace(".", "_"))
         spec = ToolSpec(**{field: getattr(self._spec, field) for field in ToolSpec.__struct_fields__} | {"name": name})
-        return McpTool(self._server, self._name, spec)
+        return McpTool(self._server, self._name, spec, self._arguments)
 
     async def run(self, arguments: dict[str, Any]) -> object:
         """Call it. Raises `CallError`. Cancelling tells the server that the result isn't wanted, and doesn't wait."""
-        return result_value(await self._server.call(self._name, arguments))
+        named = {self._arguments.get(name, name): value for name, value in arguments.items()}
+        result = await self._server.call(self._name, named)
+        keys = self._server.keys
+        try:
+            value = result_value(result)
+        except CallError as error:
+            raise CallError(error.type, str(without_keys(error.message, keys))) from None
+        return without_keys(value, keys) if keys else value
 
 
 class McpSource:
@@ -107,8 +121,9 @@ class McpSource:
         """Disconnect; end the server's process if it has one."""
         await self.server.aclose()
 
-    def _listed(self, listing: Sequence[Described]) -> None:
-        tools = self._usable(listing)
+    async def _listed(self, listing: Sequence[Described]) -> None:
+        # Odd schemas take long to check, and a server may change hundreds of them every second.
+        tools = await asyncio.to_thread(self._usable, listing)
         for key in self._overrides.keys() - {name for tool in tools for name in tool.names}:
             self._warn(key, f"overrides: there is no tool {key!r}")
         if [tool.spec for tool in tools] == [tool.spec for tool in self._tools]:
@@ -119,14 +134,20 @@ class McpSource:
 
     def _usable(self, listing: Sequence[Described]) -> list[McpTool]:
         found: dict[str, McpTool] = {}
+        for pattern in self._include or () if listing else ():
+            if not any(wanted(described.name, (pattern,), ()) for described in listing):
+                self._warn(f"include {pattern}", f"include: no tool is called {pattern!r}")
         for described in listing:
             if not wanted(described.name, self._include, self._exclude):
                 continue
             name = callable_name(described.name, self._prefix)
             override = self._overrides.get(described.name) or self._overrides.get(name) or Options()
             options, name = override.over(self._options), override.name or name
-            spec = spec_of(described, options, name=name, timeout_s=_TIMES_SILENCE * self._silence_s)
-            tool = McpTool(self.server, described.name, spec)
+            parameters, arguments = with_callable_names(described.input_schema)
+            spec = spec_of(
+                described, options, name=name, timeout_s=_TIMES_SILENCE * self._silence_s, parameters=parameters
+            )
+            tool = McpTool(self.server, described.name, spec, arguments)
             try:
                 if name in found:
                     raise ValueError(f"tool {name!r}: there is another one of that name")

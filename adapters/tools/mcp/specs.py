@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import keyword
-import re
 import unicodedata
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Any, Final
 
 from mcp_types import Tool as Described
 from mcp_types import ToolAnnotations
 
+from asynclm.adapters.tools.identifiers import identifier_characters
 from asynclm.adapters.tools.options import Options
 from asynclm.cml.tools import Effect, ToolSpec
 
 _MAX_DESCRIPTION: Final = 4096
-_LETTERS: Final = re.compile(r"\W")
 
 
 def effect_of(annotations: ToolAnnotations | None) -> Effect:
@@ -32,8 +31,10 @@ def effect_of(annotations: ToolAnnotations | None) -> Effect:
     return Effect.IDEMPOTENT if annotations.idempotent_hint else Effect.EFFECTFUL
 
 
-def spec_of(tool: Described, options: Options, *, name: str, timeout_s: float) -> ToolSpec:
-    """The tool's spec under this name; `options` win over what the server says."""
+def spec_of(
+    tool: Described, options: Options, *, name: str, timeout_s: float, parameters: dict[str, Any] | None = None
+) -> ToolSpec:
+    """The tool's spec under this name; `options` win over what the server says, as `parameters` do over its schema."""
     annotations = tool.annotations
     said = tool.description or tool.title or (annotations and annotations.title) or ""
     description = said if options.description is None else options.description
@@ -42,7 +43,7 @@ def spec_of(tool: Described, options: Options, *, name: str, timeout_s: float) -
     return ToolSpec(
         name=name,
         description=description,
-        parameters=tool.input_schema,
+        parameters=tool.input_schema if parameters is None else parameters,
         estimate_ms=options.estimate_ms,
         effect=options.effect or effect_of(annotations),
         timeout_s=options.timeout_s or timeout_s,
@@ -61,7 +62,7 @@ def callable_name(name: str, prefix: str | None = None) -> str:
 
 
 def _identifier(text: str) -> str:
-    text = _LETTERS.sub("_", text) or "_"
+    text = identifier_characters(text) or "_"
     if keyword.iskeyword(text):
         return f"{text}_"
     return text if text.isidentifier() else f"_{text}"

@@ -53,7 +53,9 @@ def _said(error: BaseException) -> str:
         case MCPError():
             return error.message
         case ValidationError():
-            return "it sent what the protocol doesn't allow"  # pydantic's own text quotes it at length
+            # pydantic's own text quotes it at length
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            return f"it sent what the protocol doesn't allow ({'.'.join(map(str, first['loc']))}: {first['msg']})"
         case httpx2.ConnectError() | httpx2.ConnectTimeout():
             return f"it can't be reached ({str(error) or type(error).__name__})"
         case httpx2.TransportError():

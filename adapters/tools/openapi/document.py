@@ -7,6 +7,7 @@ file, nor to another host.
 from __future__ import annotations
 
 import asyncio
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -115,7 +116,7 @@ async def load(location: str, base: Path, fetch: Fetch) -> Document:
         except ToolDefinitionError as error:
             if each == uri:
                 raise
-            raise ToolDefinitionError(f"{each}: {error}") from None
+            raise ToolDefinitionError(f"{without_secrets(each)}: {error}") from None
         if each == uri:
             _check(content)
         contents[each] = content
@@ -130,16 +131,34 @@ async def load(location: str, base: Path, fetch: Fetch) -> Document:
     return Document(uri, contents)
 
 
+def without_secrets(location: str) -> str:
+    """A document's location, for messages: an address without its query and user."""
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        raise ToolDefinitionError("openapi: it is neither a file nor an address") from None
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme in ("http", "https") else location
+
+
 def _file_uri(base: Path, location: str) -> str:
-    return (base / Path(location).expanduser()).resolve().as_uri()
+    try:
+        return (base / Path(location).expanduser()).resolve().as_uri()
+    except RuntimeError:  # "~name"
+        raise ToolDefinitionError("there is no such home folder") from None
 
 
 def _read_file(uri: str) -> bytes:
     path = _path(uri)
     try:
-        if path.stat().st_size > MAX_BYTES:
+        kind = path.stat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe or a device may never end
+            raise ToolDefinitionError(f"{path} can't be read: it is no file")
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
             raise ToolDefinitionError(f"{path} is larger than {MAX_BYTES} bytes")
-        return path.read_bytes()
+        return text
     except OSError as error:
         raise ToolDefinitionError(f"{path} can't be read: {error.strerror}") from None
 

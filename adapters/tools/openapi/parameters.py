@@ -11,14 +11,13 @@
 
 from __future__ import annotations
 
-import keyword
 import re
-import unicodedata
 from collections.abc import Collection, Iterator
 from typing import Any, Final, Literal
 
 import msgspec
 
+from asynclm.adapters.tools.identifiers import identifier
 from asynclm.adapters.tools.openapi.document import Document, Place
 from asynclm.adapters.tools.openapi.operations import Operation
 from asynclm.adapters.tools.openapi.schema import Schemas
@@ -45,7 +44,8 @@ class Argument(msgspec.Struct, frozen=True, kw_only=True):
     """An argument, and where it goes in a request: to `location`, under `key`.
 
     `style`, `explode` and `reserved` are OpenAPI's (of a form's field, too); `json` says that the value goes as JSON
-    text. `key` None is the whole body.
+    text; `file` that it goes as a file, and `media_type` of what kind (both in a multipart body). `key` None is the
+    whole body.
     """
 
     name: str
@@ -56,6 +56,8 @@ class Argument(msgspec.Struct, frozen=True, kw_only=True):
     explode: bool = False
     reserved: bool = False
     json: bool = False
+    file: bool = False
+    media_type: str = ""
 
 
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +110,8 @@ def signature(document: Document, operation: Operation, supplied: Collection[str
                 explode=draft.explode,
                 reserved=draft.reserved,
                 json=draft.json,
+                file=draft.file,
+                media_type=draft.media_type,
             )
             for name, draft in names.items()
         ),
@@ -133,6 +137,8 @@ class _Draft(msgspec.Struct, kw_only=True):
     explode: bool = False
     reserved: bool = False
     json: bool = False
+    file: bool = False
+    media_type: str = ""
 
 
 def _free_name(draft: _Draft, taken: Collection[str]) -> str:
@@ -144,15 +150,6 @@ def _free_name(draft: _Draft, taken: Collection[str]) -> str:
     while name in taken:
         name, number = f"{base}_{number}", number + 1
     return name
-
-
-def identifier(text: str) -> str:
-    """The text as a Python identifier, as close to it as can be."""
-    name = re.sub(r"_*\W+", "_", unicodedata.normalize("NFKC", text)).strip("_") if not text.isidentifier() else text
-    name = unicodedata.normalize("NFKC", name)
-    if not name.isidentifier():
-        name = f"_{name}"
-    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def _parameters(document: Document, operation: Operation) -> Iterator[_Draft]:
@@ -247,6 +244,8 @@ def _body(document: Document, body: Place) -> tuple[Encoding, str, list[_Draft]]
         for draft in fields:
             if draft.key is not None:
                 _form_style(draft, content.at(media_type, "encoding", draft.key))
+                if encoding == "multipart":
+                    _part(document, draft, content.at(media_type, "encoding", draft.key))
     if "*" in media_type:
         media_type = "application/json"
     return encoding, media_type, fields
@@ -255,8 +254,26 @@ def _body(document: Document, body: Place) -> tuple[Encoding, str, list[_Draft]]
 def _form_style(draft: _Draft, place: Place) -> None:
     value = place.value if isinstance(place.value, dict) else {}
     draft.style = value.get("style", "form")
+    if draft.style not in _STYLES["query"]:
+        raise ToolDefinitionError(f"{place.shown}: there is no style {str(draft.style)[:40]!r} for a form's field")
     draft.explode = bool(value.get("explode", draft.style in ("form", "deepObject")))
     draft.json = _is_json(str(value.get("contentType", ""))) and "style" not in value
+
+
+def _part(document: Document, draft: _Draft, place: Place) -> None:
+    """What kind of part a property is: services take a file only from a part that looks like one."""
+    value = place.value if isinstance(place.value, dict) else {}
+    kind = str(value.get("contentType", "")).partition(",")[0].strip()
+    if kind.isprintable() and "*" not in kind:
+        draft.media_type = kind
+    schema = document.follow(draft.schema)
+    if isinstance(schema.value, dict) and schema.value.get("type") == "array":
+        schema = document.follow(schema.at("items"))
+    described = schema.value if isinstance(schema.value, dict) else {}
+    content = described.get("contentMediaType")  # as 3.1 says it
+    draft.file = described.get("format") == "binary" or (
+        isinstance(content, str) and not _is_json(content) and "contentEncoding" not in described
+    )
 
 
 def _maybe_object(document: Document, schema: Place) -> bool:

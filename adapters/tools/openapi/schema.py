@@ -189,7 +189,7 @@ class Schemas:
     def _check_types(self, made: dict[str, Any], place: Place) -> None:
         kinds = made.get("type", [])
         for kind in kinds if isinstance(kinds, list) else [kinds]:
-            if kind not in _TYPES:
+            if not isinstance(kind, str) or kind not in _TYPES:
                 raise ToolDefinitionError(f"{place.shown}: there is no type {str(kind)[:40]!r}")
         required = made.get("required", [])
         if isinstance(required, bool):  # as in OpenAPI 2 and drafts of old: it says something about the parent

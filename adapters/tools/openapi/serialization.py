@@ -172,14 +172,21 @@ def _form(fields: list[tuple[Argument, Any]], whole: Any) -> Pairs:
 
 
 def _multipart(fields: list[tuple[Argument, Any]], whole: Any) -> tuple[bytes, str]:
-    values = dict(whole) if whole is not None else {argument.key: each for argument, each in fields}
+    plain = Argument(name="", location="body", key=None, required=False)
+    values: list[tuple[Argument, str | None, Any]] = [(argument, argument.key, value) for argument, value in fields]
+    if whole is not None:
+        values = [(plain, name, value) for name, value in dict(whole).items()]
     boundary = f"asynclm-{os.urandom(16).hex()}"
     parts = []
-    for name, value in values.items():
+    for argument, name, value in values:
         shown = urlencode({"": str(name)})[1:].replace("+", " ")
         for each in value if isinstance(value, list) else [value]:
-            kind = "Content-Type: application/json\r\n" if isinstance(each, dict | list) else ""
-            parts.append(
-                f'--{boundary}\r\nContent-Disposition: form-data; name="{shown}"\r\n{kind}\r\n{_text(each)}\r\n'
+            kind = "application/json" if isinstance(each, dict | list) else argument.media_type
+            kind = kind or ("application/octet-stream" if argument.file else "")
+            head = f'Content-Disposition: form-data; name="{shown}"' + (
+                f'; filename="{shown}"' if argument.file else ""
             )
+            head += f"\r\nContent-Type: {kind}" if kind else ""
+            text = _compact(each) if argument.json else _text(each)
+            parts.append(f"--{boundary}\r\n{head}\r\n\r\n{text}\r\n")
     return ("".join(parts) + f"--{boundary}--\r\n").encode(), f"multipart/form-data; boundary={boundary}"

@@ -10,16 +10,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from yarl import URL
 
 from asynclm.adapters.tools.http import HttpClient, HttpRequest
 from asynclm.adapters.tools.http_answer import value
 from asynclm.adapters.tools.http_settings import HttpSettings
-from asynclm.adapters.tools.openapi.document import MAX_BYTES, Document, load
+from asynclm.adapters.tools.identifiers import identifier
+from asynclm.adapters.tools.openapi.document import MAX_BYTES, Document, load, without_secrets
 from asynclm.adapters.tools.openapi.operations import Operation, base_url, operations, server, wanted
-from asynclm.adapters.tools.openapi.parameters import Signature, UnsupportedError, identifier, signature
+from asynclm.adapters.tools.openapi.parameters import Signature, UnsupportedError, signature
 from asynclm.adapters.tools.openapi.schema import shortened
 from asynclm.adapters.tools.openapi.serialization import request
 from asynclm.adapters.tools.options import Options, ToolDefinitionError
@@ -68,7 +68,7 @@ class OpenAPISource:
         environ: Mapping[str, str],
     ) -> None:
         self._location = location
-        self._shown = _without_secrets(location)
+        self._shown = without_secrets(location)
         self._http = http or HttpSettings()
         self._include, self._exclude = include, exclude
         self._prefix = f"{prefix}_" if prefix else ""
@@ -89,6 +89,8 @@ class OpenAPISource:
             return await asyncio.to_thread(self._tools, document)
         except CallError as error:
             raise ToolDefinitionError(f"{self._shown}: the document can't be fetched: {error.message}") from None
+        except RecursionError:
+            raise ToolDefinitionError(f"{self._shown}: it is nested too deeply") from None
         except TimeoutError:
             raise ToolDefinitionError(f"{self._shown}: the document did not come within {_LOAD_S:g} s") from None
         except ToolDefinitionError as error:
@@ -221,13 +223,3 @@ def _unused(name: str, taken: Mapping[str, Any]) -> str:
     while name in taken:
         name, number = f"{base}_{number}", number + 1
     return name
-
-
-def _without_secrets(location: str) -> str:
-    """The document's location, for messages: an address without its query and user."""
-    try:
-        parts = urlsplit(location)
-    except ValueError:
-        raise ToolDefinitionError("openapi: it is neither a file nor an address") from None
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme in ("http", "https") else location

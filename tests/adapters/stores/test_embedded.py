@@ -162,3 +162,12 @@ async def test_after_the_end() -> None:
     await store.aclose()
     with pytest.raises(Exception, match="closed"):
         await store.get("a")
+
+
+async def test_without_memory_to_fall_back_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Embedded(tmp_path / "file" / "store.db", or_memory=False)
+    for _ in range(2):
+        with pytest.raises(RedisConnectionError, match=r"File exists|Not a directory"):
+            await store.set("a", "1")
+    await store.aclose()

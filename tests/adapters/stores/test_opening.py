@@ -32,6 +32,10 @@ async def test_good_ones(url: str, name: str) -> None:
         ("unix://", "must name a socket"),
         ("redis://host?socket_timeout=hunter2", "can't be used: ValueError"),
         ("redis://host?hunter2=1", "can't be used: TypeError"),
+        ("redis://host/hunter2", "must have the number of a database as its path"),
+        ("redis+cluster://host/1", "a cluster has no numbers of databases"),
+        ("redis://host?decode_responses=true", "must not set decode_responses"),
+        ("redis+cluster://host?protocol=3", "must not set protocol"),
     ],
 )
 async def test_bad_ones(url: str, why: str) -> None:

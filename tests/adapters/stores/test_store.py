@@ -170,3 +170,31 @@ async def test_no_password_in_a_warning(caplog: pytest.LogCaptureFixture) -> Non
         assert warnings(caplog)
         assert "hunter2" not in caplog.text
         await store.aclose()
+
+
+async def test_a_cluster_that_is_down(caplog: pytest.LogCaptureFixture) -> None:
+    """Its client's errors are no `RedisError`."""
+    store = Store(connect("redis+cluster://127.0.0.1:1", timeout_s=1), name="test", timeout_s=1)
+    assert [await put(store), await get(store)] == ["otherwise"] * 2
+    assert not store.up
+    (warning,) = warnings(caplog)
+    assert "Redis Cluster cannot be connected" in warning
+    await store.aclose()
+
+
+@pytest.mark.parametrize("reply", [b":abc\r\n", b"$abc\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*1\r\n:0\r\n"])
+async def test_something_that_is_no_redis(reply: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1000):
+            writer.write(reply)
+        writer.close()
+
+    async def found(redis: Any) -> str:
+        return str((await redis.get("a")).decode())
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        store = Store(connect(f"redis://127.0.0.1:{port}", timeout_s=1), name="test", timeout_s=1)
+        assert [await store.do(found, "otherwise") for _ in range(5)] == ["otherwise"] * 5
+        assert (store.counts.failures, store.counts.skipped) == (3, 2)
+        await store.aclose()

@@ -73,6 +73,28 @@ async def test_keys_that_are_echoed_are_masked() -> None:
     assert echoed["headers"]["authorization"] == "Bearer [key]"
 
 
+async def test_what_is_fixed_and_no_key_is_not_masked() -> None:
+    fixed = {
+        "headers": {"X-Api-Version": "2022-11-28", "X-Api-Key": "abcd-1234"},
+        "query": {"format": "detailed", "access_token": "efgh-5678"},
+    }
+    said = {"date": "2022-11-28", "kind": "detailed", "keys": ["abcd-1234", "efgh-5678"]}
+    async with Service({"/": answering((200, said))}) as service, Client(service.url, **fixed) as client:
+        assert await client.get(f"{service.url}/") == {**said, "keys": ["[key]", "[key]"]}
+
+
+async def test_a_header_is_sent_once_however_it_is_written() -> None:
+    seen: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.extend(request.headers.getall("Accept") + request.headers.getall("X-A"))
+        return web.json_response({})
+
+    async with Service({"/": handler}) as service, Client(service.url, headers={"accept": "a/b", "x-a": "2"}) as client:
+        await client.get(f"{service.url}/", headers={"X-A": "1"})
+    assert seen == ["a/b", "2"]
+
+
 async def test_a_key_that_no_header_can_hold_is_not_quoted() -> None:
     with pytest.raises(ValueError, match="the value of TOKEN holds characters that a header can't have") as raised:
         HttpClient(HttpSettings(bearer_env="TOKEN"), {"TOKEN": "se\ncret"})
@@ -159,6 +181,11 @@ class TestSize:
         handlers = {"/": answering(lambda: web.Response(body=bomb, headers=headers))}
         async with Service(handlers) as service, Client(service.url, max_bytes=1_000_000) as client:
             assert "larger than 1000000 bytes" in await client.fails(f"{service.url}/")
+
+    async def test_of_an_error_only_the_beginning_is_read(self) -> None:
+        handlers = {"/": answering(lambda: web.Response(status=404, text="no such pet " + "x" * 2_000_000))}
+        async with Service(handlers) as service, Client(service.url, max_bytes=1_000_000) as client:
+            assert "answered 404 Not Found: no such pet xxx" in await client.fails(f"{service.url}/")
 
 
 class TestRetries:

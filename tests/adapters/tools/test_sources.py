@@ -132,6 +132,16 @@ async def test_a_tool_that_can_take_another_name_yields() -> None:
     assert names(sources) == ["z", "other_x", "x"]
 
 
+async def test_one_whose_other_name_is_taken_too_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    server = Gated()
+    server.gate.set()
+    sources = Sources([server, FixedSource([Named("x"), Named("other_x"), Named("y")])])
+    await sources.open()
+    server.changed([Yielding("x"), Yielding("y"), Yielding("other_y"), Yielding("z")])
+    assert names(sources) == ["other_y", "z", "x", "other_x", "y"]
+    assert "a tool is left out: 'other_x', which is the name of another one" in caplog.text
+
+
 async def test_one_that_does_not_close_keeps_no_other_from_it(caplog: pytest.LogCaptureFixture) -> None:
     class Stuck(Gated):
         async def aclose(self) -> None:

@@ -1,6 +1,7 @@
 """The run machine under any interleaving: a model of what must hold, driven by random stories.
 
-Whatever order text, results, failures, outside interrupts and the client's further requests come in: every call runs,
+Whatever order text, results, failures, outside interrupts and the client's further requests come in, and wherever a
+parked run goes on: every call runs,
 or is sent to the client, at most once, every result is delivered exactly once and never inside a block, each prompt is
 a prefix of the next, and the run always finishes.
 """
@@ -53,9 +54,9 @@ SNIPPETS = st.one_of(
 class AnyInterleaving(RuleBasedStateMachine):
     """Rules are what may happen next; the invariants are checked where they can be, and at the end."""
 
-    @initialize(policy=st.sampled_from(sorted(POLICIES)), inject=st.booleans())
-    def begin(self, policy: str, inject: bool) -> None:
-        self.p = Playbook(policy, inject=inject, limits=small(max_resumes=12, max_calls=12))
+    @initialize(policy=st.sampled_from(sorted(POLICIES)), inject=st.booleans(), single=st.booleans())
+    def begin(self, policy: str, inject: bool, single: bool) -> None:
+        self.p = Playbook(policy, inject=inject, limits=small(max_resumes=12, max_calls=12), single=single)
         self.results: dict[int, str] = {}  # calls that returned while the run was alive: a value that is theirs alone
         self.said: list[str] = []
         self.silent: set[str] = set()
@@ -94,7 +95,13 @@ class AnyInterleaving(RuleBasedStateMachine):
         values = {call: f"r{call}" for call in answered}
         self.results |= values
         self.unanswered |= set(self.p.handed) - answered
-        self.p.resumes(values)
+        self.p.resumes(values, single=self.p.run._single)
+
+    @precondition(lambda self: self.p.parked)
+    @rule()
+    def move(self) -> None:
+        """Another process has it now."""
+        self.p.moves()
 
     @precondition(lambda self: self.results)
     @rule(data=st.data())

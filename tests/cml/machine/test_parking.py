@@ -203,3 +203,72 @@ def test_a_run_goes_on_from_a_transcript() -> None:
     assert p.noted("rejected")[0]["error"] == "duplicate_id"
     p.returns(1, 1)
     assert p.prompt[:2] == [f"model: {K}{TRAP}", f"runtime: {intr('k1', 7)}"]
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES.keys() - {"sync"}))
+def test_it_goes_on_in_another_machine_as_it_would_have(policy: str) -> None:
+    """The same prompts, the same ids, and what came before is told, not run again."""
+    stayed, moved = (Playbook(policy).writes(A, "Hm. ", B, K, TRAP) for _ in range(2))
+    for p in (stayed, moved):
+        p.handle(ev.OutsideInterrupt("user", "Quick!", Scheduling.SILENT)).returns(0, 1)
+    moved.moves().returns(1, 2)
+    stayed.returns(1, 2)
+    for p in (stayed, moved):
+        p.resumes({2: 7})
+        assert p.noted("continued") == [{"results": 1}]
+        assert p.prompt[-1].count("[INTR]") == 4
+        p.writes(A, TRAP)
+        assert p.noted("rejected")[0]["error"] == "duplicate_id"
+    assert moved.prompts[-2:] == stayed.prompts[-2:]
+    assert moved.executed == [0]  # the other one returned before it could be executed once more
+    assert moved.noted("restored")[0]["calls"] == [1, 2]
+
+
+def test_what_runs_still_is_executed_once_more_where_it_goes_on() -> None:
+    p = Playbook("immediate").writes(A, K, "[TRAP] a [END]").moves()
+    assert p.executed == []
+    p.resumes({1: 7})
+    assert (p.executed, p.streams) == ([0], 1)  # the trap was for that call
+    p.returns(0, 1)
+    assert p.prompt[-1] == f"runtime: {intr('k1', 7)}\n{intr('a', 1)}"
+
+
+def test_another_machine_needs_no_tool_that_has_gone() -> None:
+    p = Playbook("coalesce").writes(A, K, TRAP)
+    p.catalog.specs = list  # type: ignore[method-assign]
+    p.moves().resumes({1: 7})
+    p.returns(0, 1)
+    assert p.prompt[-1] == f"runtime: {intr('k1', 7)}\n{intr('a', 1)}"
+
+
+def test_a_run_that_another_machine_has_does_nothing_more() -> None:
+    p = Playbook("immediate").writes(A, K, TRAP)
+    p.handle(ev.TakenOver()).returns(0, 1)
+    assert (p.cancelled, p.run.finished, p.noted("taken")) == ([], True, [{"calls": [0, 1]}])
+    with pytest.raises(RuntimeError):
+        _ = p.run.state
+
+
+def test_what_is_parked_no_more_has_no_state() -> None:
+    with pytest.raises(RuntimeError):
+        _ = Playbook("immediate").writes(A).run.state
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_one_call_an_answer(policy: str) -> None:
+    p = Playbook(policy, single=True).writes(K + M + TRAP)
+    assert (p.parked, p.sent) == (True, [0])
+    while p.parked and len(p.answers) < 3:
+        p.resumes({p.sent[-1]: 7}, single=True)
+        if p.stream is not None:
+            p.writes(M.replace("m1", "m2") + TRAP if 1 not in p.sent and policy == "sync" else TRAP)
+    assert len(p.sent) == 2
+    told = "\n".join(p.prompt)
+    assert intr("k1", 7) in told
+    assert intr("m2" if policy == "sync" else "m1", 7) in told
+
+
+def test_what_the_user_says_behind_the_results_is_told_behind_them() -> None:
+    p = Playbook("coalesce").writes(K, TRAP)
+    p.resumes({0: 7}, words=["And [END]?"])
+    assert p.prompt[-1] == f"runtime: {intr('k1', 7)}\n" + intr("user", '"And \\u005bEND]?"')

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from caching import Counter, MakeProxy, Proxy
 
+from asynclm.adapters.stores import Embedded, Store
 from asynclm.cml.tools import Effect
 from asynclm.proxy.cache import Caller
 from asynclm.proxy.executor import Result
@@ -399,3 +401,22 @@ async def test_what_somebody_else_wrote_there_is_a_miss(make: MakeProxy) -> None
 
 async def never(*_: Any) -> bool:
     return True
+
+
+def test_an_error_that_comes_at_once_is_kept_as_well(tmp_path: Path) -> None:
+    """uvloop's clock goes by milliseconds: a tool that fails within one seems to have run for no time at all."""
+
+    async def work() -> list[str | None]:
+        tool = Counter(negative_s=60)
+        tool.fails = True
+        proxy = Proxy(Store(Embedded(tmp_path / "store.db"), name="test", timeout_s=5), (tool,))
+        ways = []
+        for _ in range(10):
+            ways.append((await proxy.call(tool)).cache)
+            await settled(proxy)
+        await proxy.close()
+        return ways
+
+    uvloop = pytest.importorskip("uvloop")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(work()) == ["miss"] + ["hit"] * 9

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from harness import proxy_for
+from services import Service, answering
 from upstream import Answer, ScriptedUpstream
 
 from asynclm.proxy.cli import main
@@ -28,10 +29,8 @@ async def record(store: str, mode: str = "record", **body: object) -> str:
     """Record one run in that store: its id."""
     async with ScriptedUpstream(script()) as upstream, proxy_for(upstream.url, add, toml=store) as proxy:
         done = await proxy.client().chat.completions.create(
-            model="m",
-            messages=QUESTION,
+            **{"model": "m", "messages": QUESTION, **body},
             extra_headers={"x-asynclm-replay": mode, "x-asynclm-policy": "coalesce"},
-            **body,
         )
         return str(done.usage.asynclm["run"])
 
@@ -157,6 +156,15 @@ async def test_stores_that_nobody_can_look_into(tmp_path: Path, capsys: pytest.C
     assert "is it up? (--url)" in capsys.readouterr().err
 
 
+async def test_a_store_without_recordings(store: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may hold conversations: the reason why nothing is listed is said all the same."""
+    await record(store, mode="off")
+    assert await asynclm(*NOBODY, "list", "--config", config) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "and nothing is recorded: is it up? (--url)" in err
+
+
 async def test_a_run_with_tools_of_the_clients_own_is_not_run_again(
     store: str, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,3 +176,63 @@ async def test_a_run_with_tools_of_the_clients_own_is_not_run_again(
         )
     assert await asynclm("replay", "--config", config, done.usage.asynclm["run"]) == 1
     assert "has calls to its client's own tools, so it can't be run again" in capsys.readouterr().err
+
+
+async def test_an_import_takes_nothing_away(
+    store: str, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = await record(store)
+    file = tmp_path / "recordings.jsonl"
+    assert await asynclm("export", "--config", config, "--output", str(file)) == 0
+    data = file.read_bytes()
+    file.write_bytes(b"\n".join(data.splitlines()[:-1]))  # the end has gone
+    capsys.readouterr()
+    assert await asynclm("import", "--config", config, str(file)) == 0
+    assert "of these, 1 recording without an end, which serve no request" in capsys.readouterr().err
+    small = tmp_path / "small.toml"
+    small.write_text(f"{store}[recording]\nmax_bytes = 100_000\n")
+    copies = [data.replace(run.encode(), f"run_copy{n}".encode()) for n in range(100_000 // len(data) + 1)]
+    file.write_bytes(b"".join(copies))
+    assert await asynclm("import", "--config", str(small), str(file)) == 1
+    assert f"{file}: there is no room for so much: raise recording.max_bytes" in capsys.readouterr().err
+    file.write_bytes(b"")
+    assert await asynclm("import", "--config", config, str(file)) == 1
+    assert "there is no recording in it" in capsys.readouterr().err
+    assert await asynclm(*NOBODY, "list", "--config", config) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [run]
+    assert await asynclm("export", "--config", config, "--output", str(file)) == 0
+    assert file.read_bytes() == data
+
+
+async def test_a_file_that_cannot_be_used_is_no_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = f'[store]\npath = "{tmp_path / "store.db"}"\n'
+    await record(source)
+    (tmp_path / "here.toml").write_text(source)
+    (tmp_path / "there.toml").write_text('[store]\npath = "."\n')
+    file = tmp_path / "recordings.jsonl"
+    assert await asynclm("export", "--config", str(tmp_path / "here.toml"), "--output", str(file)) == 0
+    there = ("--config", str(tmp_path / "there.toml"))
+    capsys.readouterr()
+    for command in (("import", *there, str(file)), (*NOBODY, "list", *there), ("export", *there)):
+        assert await asynclm(*command) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "can't be used: unable to open database file" in err
+    assert await asyncio.to_thread(main, ["cache", "stats", *there]) == 1
+
+
+async def test_what_clients_call_a_model_and_what_others_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f'[store]\npath = "{tmp_path / "store.db"}"\n'
+    (tmp_path / "asynclm.toml").write_text(store)
+    config = ("--config", str(tmp_path / "asynclm.toml"))
+    run = await record(store, model="\x1b]0;m\x07")
+    assert await asynclm(*NOBODY, "list", *config) == 0
+    assert f"{run} " in (out := capsys.readouterr().out)
+    assert out.endswith("?]0;m?\n")
+    async with Service({"/v1/asynclm/runs": answering((200, {"hello": 1}))}) as other:
+        assert await asynclm("--url", other.url, "list", *config) == 1
+        assert f"what answers at {other.url} is no asynclm" in capsys.readouterr().err
+        assert await asynclm("--url", other.url, "show", *config, "../../a?b") == 1
+        assert other.last.target == "/v1/asynclm/runs/..%2F..%2Fa%3Fb"

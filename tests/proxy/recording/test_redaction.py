@@ -44,6 +44,17 @@ def test_known_keys_and_patterns() -> None:
         ),
         ('X-Api-Key: "abc" and client-secret = "x"', 'X-Api-Key: "[redacted]" and client-secret = "[redacted]"'),
         ('{"max_tokens":"7","key":"x","monkey":"y"}', '{"max_tokens":"7","key":"x","monkey":"y"}'),
+        ('{"db_password":"a","dbPassword":"b"}', '{"db_password":"[redacted]","dbPassword":"[redacted]"}'),
+        ('{"body":"{\\"password\\": \\"abc\\"}"}', '{"body":"{\\"password\\": \\"[redacted]\\"}"}'),
+        ('{"token":"8f2c91d07be34a56"}, "token": "a word"', '{"token":"[redacted]"}, "token": "a word"'),
+        ("https://ann:hunter2@host/x and http://host:80/a@b", "https://ann:[redacted]@host/x and http://host:80/a@b"),
+        (
+            "http://host/?page=2&api_key=abc&token=d&next_page_token=e#top",
+            "http://host/?page=2&api_key=[redacted]&token=[redacted]&next_page_token=[redacted]#top",
+        ),
+        ("http://host/?key=title&sig=0123456789abcdef", "http://host/?key=title&sig=[redacted]"),
+        ("X-Api-Key: abc\nAccept: d\nCookie: e=f; g=h", "X-Api-Key: [redacted]\nAccept: d\nCookie: [redacted]"),
+        ("The key: turn it. The secret: patience.", "The key: turn it. The secret: patience."),
     ],
 )
 def test_fields_in_texts(text: str, cleaned: str) -> None:
@@ -70,3 +81,18 @@ def test_a_secret_in_pieces(size: int) -> None:
     cleaned = without(pieces, Redactor().spans(text))
     assert len(cleaned) == len(pieces)
     assert "".join(cleaned) == "a [redacted] b [redacted]"
+
+
+@pytest.mark.parametrize(
+    "part", ["eyJ-", "eyJaaaaaaaa-", "token: ", "key=", "password='", "://a:", "?a_", "x-", 'pwd=\\"']
+)
+def test_the_time_it_takes_grows_with_the_text_only(part: str) -> None:
+    """A search that begins anew at each place would take many minutes."""
+    text = part * (2**19 // len(part))
+    assert Redactor().text(text)
+
+
+def test_many_secrets_in_one_text() -> None:
+    text = 'password="a" ' * 20_000
+    assert Redactor().text(text) == 'password="[redacted]" ' * 20_000
+    assert without(list(text), Redactor().spans(text)).count("[redacted]") == 20_000

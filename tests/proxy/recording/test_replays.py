@@ -435,3 +435,19 @@ async def test_without_tools_an_upstream_in_the_process_is_recorded(serve: Serve
         again = (await ask(proxy, "auto")).parse()
         assert again.choices[0].message.content == first.choices[0].message.content
         assert again.usage.asynclm["replayed"] is True
+
+
+async def test_a_request_that_cannot_be_written_down_runs_all_the_same(serve: Serve) -> None:
+    deep: Any = 1
+    for _ in range(400):
+        deep = [deep]
+    script = [Answer("Well.")]
+    async with (
+        ScriptedUpstream(script) as upstream,
+        serve(upstream.url, add, toml='[recording]\nrecord = "all"') as proxy,
+    ):
+        live = await ask(proxy, None, extra_body={"deep": deep})
+        assert live.parse().choices[0].message.content == "Well."
+        for mode in ("record", "auto", "replay"):
+            with pytest.raises(openai.BadRequestError, match="can't be recorded: it is nested in more than"):
+                await ask(proxy, mode, extra_body={"deep": deep})

@@ -204,3 +204,40 @@ async def test_a_full_redis(server: RedisServer) -> None:
         assert proxy.server.recordings.counts.kept == 1
         data = await proxy.server.recordings.archive.load(done.usage.asynclm["run"])
         assert read(data or b"").servable
+
+
+async def test_one_that_cannot_be_written_takes_no_other_with_it(store: Store) -> None:
+    archive = Archive(store, keep_s=60, max_bytes=MEGABYTE)
+    recorder = Recorder(archive, max_bytes=MEGABYTE)
+    bad, good = tape(0), tape(1)
+    deep: Any = 1
+    for _ in range(2000):
+        deep = [deep]
+    for each in (bad, good):
+        recorder.record(each, replace=False)
+        each.timeline.add(0.0, "call", data={"arguments": deep if each is bad else 1})
+        each.finish("stop", Usage(), {})
+    await recorder.idle()
+    assert (recorder.counts.kept, recorder.counts.dropped) == (1, 1)
+    await recorder.aclose()
+    assert await archive.find("k1") == "run_1"
+
+
+async def test_what_is_being_made_counts_as_well(store: Store) -> None:
+    """One whose proxy dies leaves its beginning: it must not lie beside all bounds."""
+    archive = Archive(store, keep_s=60, max_bytes=32 * MEGABYTE)
+    recorder = Recorder(archive, max_bytes=32 * MEGABYTE)
+    large = tape(0)
+    recorder.record(large, replace=False)
+    for text in ("x" * 3_000_000, "\n", "the end of a text waits for more"):
+        large.sent("content", text)
+    await recorder.settled("none", 0.01)
+    async with asyncio.timeout(20):
+        while not (facts := (await archive.all() or [Facts("", "", "", 0, "")])[0]).size > 2_700_000:
+            await asyncio.sleep(0.01)
+    assert facts.status == "unfinished"
+    assert await store.do(lambda redis: redis.llen(store.key("rec", "run", "run_0")), 0) >= 3  # a megabyte at a time
+    large.finish("stop", Usage(), {})
+    await recorder.idle()
+    assert read(await archive.load("run_0") or b"").servable
+    await recorder.aclose()

@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -164,3 +165,22 @@ def test_nothing_more_is_collected_once_it_was_stopped() -> None:
     on.stop()
     on.sent("content", "y" * 1000)
     assert on.size == 0
+
+
+def test_what_another_machine_must_not_get_into_a_recording() -> None:
+    good = ended(said("content", "Hello.")).take()
+    assert read(good).servable
+    deep = b'{"t":0.0,"kind":"x","data":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}\n"
+    head, rest = good.split(b"\n", 1)
+    for data, words in (
+        (good.replace(b'"run":"run_x"', b'"run":"run_x\\r\\nset-cookie: a=b"'), "not a recording.*matching regex"),
+        (good.replace(b'"run":"run_x"', b'"run":"run_x\\n"'), "not a recording.*matching regex"),
+        (re.sub(rb'"created":\d+', b'"created":99999999999999', good), "not a recording.*created"),
+        (head + b"\n" + deep + rest, "damaged in line 2: maximum recursion depth"),
+        (good.replace(b'"t":0.0', b'"t":-1.0', 1), "damaged in line 2: there is no such time"),
+        (good.replace(b'"t":0.0', b'"t":1e300', 1), "damaged in line 2: there is no such time"),
+        (re.sub(rb'\[\d+\.\d+,"content"', b'[1e300,"content"', good), "damaged in line 3: Expected `float` <= "),
+    ):
+        assert data != good, words
+        with pytest.raises(RecordingError, match=words):
+            read(data)

@@ -39,6 +39,7 @@ TOOLS = [
         parameters={
             "type": "object",
             "properties": {"from": {"type": "string"}, "r": {"$ref": "#/$defs/Node"}},
+            "additionalProperties": True,
             "required": ["from"],
             "$defs": {
                 "Node": {
@@ -142,6 +143,14 @@ def test_calls_that_are_legal(text):
 )
 def test_calls_that_are_not(text):
     assert not accepts(call_grammar(TOOLS), text)
+
+
+def test_arguments_that_a_tool_does_not_declare_are_not_written_unless_it_says_that_it_takes_any():
+    declared = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    for more, taken in (({}, False), ({"additionalProperties": True}, True), ({"additionalProperties": False}, False)):
+        grammar = call_grammar([ToolSpec(name="f", parameters={**declared, **more})])
+        assert accepts(grammar, "f(x=1)[END]")
+        assert accepts(grammar, "f(x=1, y=2)[END]") is taken
 
 
 @pytest.mark.parametrize("text", ["[END]", " [END]\n", " a [END]", " a, b1 ,c[END]"])
@@ -252,9 +261,8 @@ def test_values_by_schema(schema, good, bad):
 
 
 def test_json_bodies_follow_the_same_schemas():
-    grammar = call_grammar(
-        [ToolSpec(name="f", parameters={"type": "object", "properties": {"x": {"type": "boolean"}}})]
-    )
+    schema = {"type": "object", "properties": {"x": {"type": "boolean"}}, "additionalProperties": True}
+    grammar = call_grammar([ToolSpec(name="f", parameters=schema)])
     assert accepts(grammar, '{"name":"f","arguments":{"x":true, "y": [1.5e3, null]}}[END]')
     assert accepts(grammar, '{"name":"f"}[END]')
     assert not accepts(grammar, '{"name":"f","arguments":{"x":True}}[END]')

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from asynclm.adapters.tools.mcp.backoff import Backoff
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.mcp.source import McpSource
 from asynclm.adapters.tools.options import ToolDefinitionError
-from asynclm.cml.tools import CallError
+from asynclm.adapters.tools.toolbox import Toolbox
+from asynclm.cml.tools import CallError, Invocation
 
 
 async def refused(settings: McpSettings, **options: object) -> str:
@@ -180,6 +182,66 @@ async def test_what_it_asks_of_its_client_is_declined() -> None:
         answer = await server.call("ask")
         assert answer["id"] == "s1"
         assert answer["error"]["message"] == "Sampling not supported"
+
+
+UNWRITABLE = """
+import json, sys
+SCHEMA = {"type": "object", "properties": {"file-path": {"type": "string"}, "from": {"type": "integer"}}}
+for line in sys.stdin:
+    message = json.loads(line)
+    match message.get("method"):
+        case "initialize":
+            info = {"name": "x", "version": "1"}
+            result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": info}
+        case "tools/list":
+            result = {"tools": [{"name": "read", "inputSchema": {**SCHEMA, "required": ["file-path"]}}]}
+        case "tools/call":
+            result = {"content": [], "structuredContent": message["params"]["arguments"]}
+        case _:
+            continue
+    print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"""
+
+
+async def test_arguments_that_no_call_can_be_written_with() -> None:
+    async with opened(McpSettings(command=sys.executable, args=("-c", UNWRITABLE), name="odd")) as server:
+        box = Toolbox(server.tools.values())
+        spec, arguments = box.check(Invocation("read", ("a",), {"from_": 1}))
+        assert spec.parameters["required"] == ["file_path"]
+        assert await box["read"].run(arguments) == {"file-path": "a", "from": 1}
+
+
+MISFITS = """
+import json, sys
+PATTERN = {"type": "object", "properties": {"name": {"type": "string", "pattern": "^(a+)+$"}}}
+TOOLS = [
+    {"name": "slow", "inputSchema": PATTERN, "outputSchema": PATTERN},
+    {"name": "odd", "inputSchema": {"type": "object", "properties": {"a": {"$dynamicRef": "#b"}}}},
+    {"name": "endless", "inputSchema": {"type": "object", "allOf": [{"$ref": "#"}]}},
+]
+RESULTS = {
+    "initialize": {
+        "protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "x", "version": "1"}
+    },
+    "tools/list": {"tools": TOOLS},
+    "tools/call": {"content": [], "structuredContent": {"name": "a" * 40 + "!"}},
+}
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("method") in RESULTS:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": RESULTS[message["method"]]}), flush=True)
+"""
+
+
+async def test_schemas_that_would_hold_up_everything(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of arguments and of results; a tool with one that can't be used takes no other with it."""
+    async with opened(McpSettings(command=sys.executable, args=("-c", MISFITS), name="misfits")) as server:
+        assert list(server.tools) == ["slow"]
+        box = Toolbox(server.tools.values())
+        spec, arguments = box.check(Invocation("slow", (), {"name": "a" * 40 + "!"}))
+        assert await box[spec.name].run(arguments) == {"name": "a" * 40 + "!"}
+    assert "tool 'odd': its schema has no '#b'" in caplog.text
+    assert "tool 'endless': its schema applies itself to one value without end" in caplog.text
 
 
 async def test_a_list_without_end(caplog: pytest.LogCaptureFixture) -> None:

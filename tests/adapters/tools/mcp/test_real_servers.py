@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator
 
 import pytest
-from mcp_servers import Opened, opened, real, real_over_http, running
+from mcp_servers import Opened, opened, real, real_over_http, running, script
 
 from asynclm.adapters.tools.mcp.settings import McpSettings
 from asynclm.adapters.tools.options import Options
@@ -157,10 +157,30 @@ async def test_headers_from_the_environment() -> None:
     ]
 
 
+async def test_keys_that_are_echoed_are_masked() -> None:
+    settings = real(env={"API_KEY": 'ab"cd-1234', "ROOT": "/srv/projects"}, env_from=("GITHUB_TOKEN",))
+    async with opened(settings, environ={"GITHUB_TOKEN": "ghp_123456"}) as server:
+        found = await server.call("variables")
+        assert [found[name] for name in ("API_KEY", "ROOT", "GITHUB_TOKEN")] == ["[key]", "/srv/projects", "[key]"]
+        assert await server.call("say_text", text="bad key ghp_123456, 1") == "bad key [key], 1"
+        with pytest.raises(CallError) as caught:
+            await server.call("add", a="ghp_123456")
+        assert "[key]" in caught.value.message
+        assert "ghp_123456" not in caught.value.message
+
+
 async def test_which_tools_and_under_which_names() -> None:
     async with opened(real(), include=["a*", "say-*"], exclude=["ad?"], prefix="demo") as server:
         assert list(server.tools) == ["demo_say_text"]
         assert await server.call("demo_say_text", text="hi") == "hi"
+
+
+async def test_a_pattern_that_is_no_tool_s_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(script(), include=["echo", "gro*", "serch*"]) as server:
+        assert list(server.tools) == ["echo", "grow"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "MCP server script: include: no tool is called 'serch*'"
+    ]
 
 
 async def test_overrides_for_single_tools(caplog: pytest.LogCaptureFixture) -> None:

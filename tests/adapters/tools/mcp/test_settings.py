@@ -1,6 +1,8 @@
 """What the config may say of a server."""
 
 import pytest
+from mcp_types import ListToolsResult
+from pydantic import ValidationError
 
 from asynclm.adapters.tools.mcp.backoff import Backoff
 from asynclm.adapters.tools.mcp.settings import McpSettings
@@ -73,6 +75,23 @@ def test_what_counts_as_secret() -> None:
     assert McpSettings(command="a", env={"A": "given"}, env_from=("B",)).secrets({"B": "passed"}) == ["given", "passed"]
 
 
+def test_keys_are_what_the_model_must_not_read() -> None:
+    started = McpSettings(
+        command="x",
+        env={"ROOT": "/srv/projects", "API_KEY": "abcd-1234", "PASSWORD": "short"},
+        env_from=("GITHUB_TOKEN", "WORKDIR"),
+    )
+    environ = {"GITHUB_TOKEN": "ghp_123456", "WORKDIR": "/srv/projects", "MCP": "opaque-word", "TEAM": "blue-team-7"}
+    assert started.keys(environ) == ["ghp_123456", "abcd-1234"]
+    reached = McpSettings(
+        url="http://a",
+        bearer_env="MCP",
+        headers_env={"X-Team": "TEAM"},
+        headers={"Authorization": "Basic YWJjZGVmZ2g="},
+    )
+    assert set(reached.keys(environ)) == {"Basic YWJjZGVmZ2g=", "YWJjZGVmZ2g=", "opaque-word", "blue-team-7"}
+
+
 def test_foreign_text_is_put_into_one_line_without_secrets() -> None:
     wording = Wording(["Bearer abcdef-123", "on", "long-password"])
     assert wording.line("it said\n\x1b[31mabcdef-123\r\n on long-password") == "it said  [31m[...] on [...]"
@@ -86,3 +105,11 @@ def test_backing_off() -> None:
     assert waits == [pytest.approx(wait, rel=0.11) for wait in (1, 2, 4, 8, 8)]
     assert backoff.after(1.0) == pytest.approx(8, rel=0.11)  # it came up, and went at once
     assert [backoff.after(up) for up in (100.0, 0.0, 0.0)] == [pytest.approx(wait, rel=0.11) for wait in (1, 2, 4)]
+
+
+def test_what_the_protocol_does_not_allow_is_told_with_its_place() -> None:
+    with pytest.raises(ValidationError) as raised:
+        ListToolsResult.model_validate({"tools": [{"name": "a", "inputSchema": "s3cret-text"}]})
+    said = Wording().error(raised.value)
+    assert said.startswith("it sent what the protocol doesn't allow (tools.0.inputSchema: Input should be a valid dict")
+    assert "s3cret" not in said

@@ -42,6 +42,7 @@ def test_effects(hints: dict[str, bool] | None, effect: Effect) -> None:
         ("class", None, "class_"),
         ("2d", None, "_2d"),
         ("größe", None, "größe"),
+        ("\U00011fc0x", None, "_x"),  # a numeral: a word character, but in no identifier
         ("search", "web", "web_search"),
         ("2d", "draw", "draw_2d"),
     ],

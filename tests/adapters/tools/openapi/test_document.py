@@ -1,6 +1,7 @@
 """Reading documents: JSON and YAML, several files, and everything that may be wrong with them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,17 @@ x:
     }
 
 
+def laughs(brackets: str) -> str:
+    """Few lines, in which each is nine times the one before."""
+    opening, closing = brackets
+    name = "" if opening == "[" else "n{}: "
+    lines = [f"x0: &x0 {opening}{name and 'n: '}lol{closing}"]
+    for level in range(1, 10):
+        repeated = ", ".join(name.format(number) + f"*x{level - 1} " for number in range(9))
+        lines.append(f"x{level}: &x{level} {opening}{repeated}{closing}")
+    return "\n".join([*lines, "openapi: *x9"])
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -105,6 +117,12 @@ x:
         ("- " * 300_000, "nested deeper than 200 levels"),
         ('{"a":' * 300_000, "it is nested too deeply"),
         ("a: *b", "it is neither JSON nor YAML: line 1, column 4: there is no anchor 'b'"),
+        (laughs("[]"), "it is neither JSON nor YAML: line 8, column "),
+        (laughs("{}"), "aliases repeat too much"),
+        (f"a: &a {'x' * 2**20}\nopenapi: [*a, *a, *a, *a, *a]", "line 2, column 23: aliases repeat too much"),
+        ("a: &a [1, {b: [*a]}]", "it is neither JSON nor YAML: line 1, column 16: 'a' contains itself"),
+        ("a: &a 1\nb: &a {c: *a}", "line 2, column 11: 'a' contains itself"),
+        (f"a: &a {'[' * 150}{']' * 150}\nb: {'[' * 50}*a", "line 2, column 54: nested deeper than 200 levels"),
         ("{[a]: 1}", "it is neither JSON nor YAML: line 1, column 2: a key must be a text"),
         ("a: 1\n---\nb: 2", "it is neither JSON nor YAML: line 2, column 1: a second document begins"),
         ('{"swagger": "2.0", "paths": {}}', "it is of version 2.0 (Swagger); OpenAPI 3.0 and 3.1 are understood"),
@@ -122,6 +140,25 @@ async def test_no_such_file(tmp_path: Path) -> None:
         await load("none.yaml", tmp_path, nothing)
     with pytest.raises(ToolDefinitionError, match="can't be read: Is a directory"):
         await load(".", tmp_path, nothing)
+
+
+async def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    for location in ("pipe", "/dev/zero"):
+        with pytest.raises(ToolDefinitionError, match="can't be read: it is no file"):
+            await load(location, tmp_path, nothing)
+    with pytest.raises(ToolDefinitionError, match="there is no such home folder"):
+        await load("~no-such-user/api.json", tmp_path, nothing)
+
+
+async def test_an_address_is_shown_without_what_may_be_keys(tmp_path: Path) -> None:
+    pages = {"api.json": json.dumps({**SMALL, "a": {"$ref": "b.json?key=s3cret"}}).encode()}
+
+    async def fetch(address: str) -> bytes:
+        return pages.get(address.rpartition("/")[2], b"{")
+
+    with pytest.raises(ToolDefinitionError, match=r"^https://host/b\.json: it is neither JSON nor YAML"):
+        await load("https://ann:s3cret@host/api.json", tmp_path, fetch)
 
 
 async def test_one_that_is_too_large(tmp_path: Path) -> None:

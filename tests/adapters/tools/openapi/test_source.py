@@ -247,6 +247,30 @@ class TestBodies:
             ('form-data; name="b%22"', "application/json", '{"k":1}'),
         ]
 
+    async def test_files_in_forms(self) -> None:
+        properties = {
+            "old": {"type": "string", "format": "binary"},
+            "new": {"type": "string", "contentMediaType": "text/csv"},
+            "many": {"type": "array", "items": {"type": "string", "format": "binary"}},
+            "note": {"type": "string"},
+            "meta": {"type": "string"},
+        }
+        encoding = {"old": {"contentType": "text/csv, text/plain"}, "meta": {"contentType": "application/json"}}
+        contents = document(
+            method="post", requestBody=body({"properties": properties}, "multipart/form-data", encoding=encoding)
+        )
+        received = await sent(contents, old="a,b", new="c", many=["d", "e"], note="n", meta="m")
+        head = f"content-type: {received.headers['content-type']}\r\n\r\n".encode()
+        parts = email.message_from_bytes(head + received.body).get_payload()
+        assert [(part.get_filename(), part["content-type"], part.get_payload()) for part in parts] == [
+            ("old", "text/csv", "a,b"),
+            ("new", "application/octet-stream", "c"),
+            ("many", "application/octet-stream", "d"),
+            ("many", "application/octet-stream", "e"),
+            (None, None, "n"),
+            (None, "application/json", '"m"'),
+        ]
+
     async def test_plain_text(self) -> None:
         received = await sent(document(method="post", requestBody=body(STRING, "text/plain")), body="hello")
         assert (received.body, received.headers["content-type"]) == (b"hello", "text/plain")
@@ -356,6 +380,7 @@ class TestNames:
             ("import", "import_"),
             ("2x", "_2x"),
             ("Über", "Über"),
+            ("to-\U00011fc0-pet", "to_pet"),  # a numeral: a word character, but in no identifier
             (None, "get_pets_by_id_toys"),
             ("", "get_pets_by_id_toys"),
         ],
@@ -479,6 +504,12 @@ class TestChoice:
         (document(path="/x/{id}"), "paths./x/{id}.get: the path parameter 'id' is not described"),
         (document(requestBody={}), 'a request body must be an object with "content"'),
         (document(parameter("a", schema={"type": "text"})), "there is no type 'text'"),
+        (document(parameter("a", schema={"type": {"$ref": "#"}})), "there is no type"),
+        (document(parameter("a", schema={"type": [["string"]]})), "there is no type"),
+        (
+            document(requestBody=body({"properties": {"a": {}}}, "multipart/form-data", encoding={"a": {"style": {}}})),
+            "there is no style '{}' for a form's field",
+        ),
         ({"swagger": "2.0"}, "it is of version 2.0 (Swagger)"),
     ],
 )

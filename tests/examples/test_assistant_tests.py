@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT, output_of
 
-PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "examples/test_weather.py")
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "examples/test_assistant.py")
 NEVER = "31536000000"  # milliseconds: a model that would not answer this year
 
 

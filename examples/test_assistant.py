@@ -1,8 +1,8 @@
 """The tests of an assistant that cost nothing from the second time on: answers are recorded, and served again.
 
-python -m pytest examples/test_weather.py                  what was not recorded goes to the model, and is
-REPLAY=replay python -m pytest examples/test_weather.py    recordings only: no model, no tools (as in CI)
-REPLAY=record python -m pytest examples/test_weather.py    everything anew
+python -m pytest examples/test_assistant.py                  what was not recorded goes to the model, and is
+REPLAY=replay python -m pytest examples/test_assistant.py    recordings only: no model, no tools (as in CI)
+REPLAY=record python -m pytest examples/test_assistant.py    everything anew
 
 The recordings are in a file to be committed, recordings.jsonl beside this one. They are asked for anew when the
 question or a tool has changed. The model is simulated here; any other is tested the same way.
@@ -21,9 +21,9 @@ HERE = Path(__file__).parent
 RECORDINGS = Path(os.environ.get("RECORDINGS", HERE / "recordings.jsonl"))
 REPLAY = os.environ.get("REPLAY", "auto")
 CHEAT_SHEET = (
-    '<task>{"calls": [{"id": "oslo", "call": "forecast(city=\'Oslo\', day=\'tomorrow\')"},'
-    ' {"id": "pack", "call": "remind(text=\'Pack for the rain.\', at=\'08:00\')", "after": ["oslo"]}],'
-    ' "answer": "Tomorrow:"}</task>'
+    '<task>{"calls": [{"id": "oslo", "call": "get_weather(city=\'Oslo\', day=\'Saturday\')"},'
+    ' {"id": "hike", "call": "move_event(\'hike\', \'Sunday\', \'10:00\')", "after": ["oslo"]}],'
+    ' "answer": "Your hike:"}</task>'
 )
 
 
@@ -53,12 +53,12 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
         subprocess.run([*asynclm, "runs", "export", *config, "--output", RECORDINGS], env=environ, check=True)
 
 
-def test_it_reminds_of_the_rain(client: OpenAI) -> None:
-    answer = ask(client, f"How is Oslo tomorrow? If it rains, remind me at 8 to pack. {CHEAT_SHEET}")
+def test_it_moves_the_hike_out_of_the_rain(client: OpenAI) -> None:
+    answer = ask(client, f"If it rains on Saturday, move the hike to Sunday at ten. {CHEAT_SHEET}")
     assert '"rain":true' in answer
-    assert "set for 08:00" in answer
+    assert '"day":"Sunday","time":"10:00:00"' in answer
 
 
 def test_it_knows_no_weather_of_other_cities(client: OpenAI) -> None:
-    answer = ask(client, '<task>{"calls": [{"id": "x", "call": "forecast(city=\'Bergen\')"}]}</task>')
+    answer = ask(client, '<task>{"calls": [{"id": "x", "call": "get_weather(\'Bergen\', \'Monday\')"}]}</task>')
     assert "no forecast for 'Bergen'" in answer
