@@ -140,11 +140,13 @@ def ran(way: str, latency_s: float, theory: dict[str, float], case: str = "c") -
 def test_what_is_reached() -> None:
     theory = {"in_sequence": 13.0, "schedule": 13.0, "sync": 19.5, "l_async": 10.0}
     one = ran("in-sequence", 16.0, theory)
-    assert reached(one) == pytest.approx(10.0 / 12.5)
-    assert reached(one, interrupts=True) == pytest.approx(14.0 / 16.0)
+    found = reached(one)
+    assert found["bound"] == pytest.approx(10.0 / 12.5)
+    assert found["schedule"] == pytest.approx(13.0 / 16.0)
+    assert found["with_interrupts"] == pytest.approx(14.0 / 16.0)
     assert factor(one) == pytest.approx(1.5)
-    del theory["l_async"]
-    assert reached(ran("in-sequence", 16.0, theory)) == pytest.approx(13.0 / 16.0)
+    chains = ran("in-sequence", 16.0, {"in_sequence": 12.0, "schedule": 13.0, "sync": 19.5})
+    assert reached(chains)["bound"] == pytest.approx(12.0 / 16.0)
     runs = [one, ran("sync", 24.0, {}), ran("sync", 99.0, {}, "other")]
     assert ratios(runs, "sync", "in-sequence") == [1.5]
 
