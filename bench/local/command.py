@@ -31,6 +31,7 @@ from asynclm.proxy.demo.bfcl import MissingDatasetError
 
 from . import report as tables
 from .batching import EngineFailedError, stall, throughput
+from .clock import Clock, ClockedLoop, OwnClock, WallClock
 from .injection import CONTEXTS, injections
 from .results import WAYS, LocalReport, to_json
 from .shapes import PREFIX, UnknownShapeError, make
@@ -89,6 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"mean running time of the tools (default: that of {_TOOL_TOKENS:g} tokens, as in the paper)",
     )
     what.add_argument(
+        "--clock",
+        choices=("wall", "own"),
+        default="wall",
+        help="of the race; own: without the time in which others had the engine's core (needs --threads 1 and a CPU; "
+        "default %(default)s)",
+    )
+    what.add_argument(
         "--contexts",
         type=_numbers,
         default=CONTEXTS,
@@ -118,7 +126,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         _check(args)
         with _model(args) as model:
-            report = asyncio.run(_measure(args, _load(args, model)))
+            clock = OwnClock() if args.clock == "own" else WallClock()
+            with asyncio.Runner(loop_factory=lambda: ClockedLoop(clock)) as runner:
+                report = runner.run(_measure(args, _load(args, model), clock))
     except (LoadError, MissingDatasetError, UnknownShapeError, ValueError) as error:
         return _fail(error, 2)
     except (OutOfMemoryError, EngineFailedError, OSError) as error:
@@ -144,6 +154,10 @@ def _check(args: argparse.Namespace) -> None:
     for path in (args.json, args.plot):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"can't write {path}: there is no folder {path.parent}")
+    if args.clock == "own" and (args.threads != 1 or args.device.startswith("cuda")):
+        raise ValueError("--clock own is for an engine in one thread: give --device cpu --threads 1")
+    if args.clock == "own" and not hasattr(time, "pthread_getcpuclockid"):
+        raise ValueError("--clock own: this system doesn't say how long a thread has had a core")
     if {"race", "monitor"} & set(args.parts):
         load_cases(args.datasets[0], 1, args.seed, 100.0)
 
@@ -168,17 +182,18 @@ def _load(args: argparse.Namespace, model: str) -> Loaded:
     return Loaded(loaded.engine, loaded.vocabulary)
 
 
-async def _measure(args: argparse.Namespace, loaded: Loaded) -> LocalReport:
+async def _measure(args: argparse.Namespace, loaded: Loaded, clock: Clock) -> LocalReport:
     """Everything. The engine belongs to one thread at a time: what doesn't use a step loop runs in this one."""
     engine = loaded.engine
     _say(f"measuring {engine.description} ...")
     try:
-        step_s = statistics.median(plain_steps(engine, min(1000, engine.context // 2), 10))
+        step_s = statistics.median(plain_steps(engine, min(1000, engine.context // 2), 10, clock=clock))
         report = LocalReport(
             command=_command(args),
             engine=engine.description,
             seed=args.seed,
             cores=os.cpu_count() or 1,
+            clock=args.clock,
             load=[os.getloadavg()[0]],
             step_ms=step_s * 1000,
         )
@@ -187,7 +202,7 @@ async def _measure(args: argparse.Namespace, loaded: Loaded) -> LocalReport:
             match part:
                 case "race":
                     report.tool_ms = args.tool_ms or _TOOL_TOKENS * report.step_ms
-                    await _race(args, loaded, report, late)
+                    await _race(args, loaded, report, clock, late)
                 case "injection":
                     _say("injection ...")
                     report.injection = injections(
@@ -215,7 +230,9 @@ async def _measure(args: argparse.Namespace, loaded: Loaded) -> LocalReport:
         engine.close()
 
 
-async def _race(args: argparse.Namespace, loaded: Loaded, report: LocalReport, late: Callable[[], bool]) -> None:
+async def _race(
+    args: argparse.Namespace, loaded: Loaded, report: LocalReport, clock: Clock, late: Callable[[], bool]
+) -> None:
     from .race import race, trimmed
 
     tool_ms = round(report.tool_ms or 0.0, 1)
@@ -237,7 +254,7 @@ async def _race(args: argparse.Namespace, loaded: Loaded, report: LocalReport, l
         turned = ways[place % len(ways) :] + ways[: place % len(ways)]  # none is always the first
         for way in turned:
             _say(f"race, {place + 1} of {len(todo)} ({case.id}, {len(case.calls)} calls): {way.title} ...")
-            ran = await race(loaded, dataset, case, way, number)
+            ran = await race(loaded, dataset, case, way, number, clock)
             report.runs.append(ran)
             _write(args, report)
 

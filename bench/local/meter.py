@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from asynclm.adapters.models.local.engine import Engine, Feed, Memory, Pick, Sampled, Sampling
 
+from .clock import Clock, WallClock
+
 
 class Span(NamedTuple):
-    """A call of the engine: from when to when (s, `time.monotonic`), with how many sequences and tokens."""
+    """A call of the engine: from when to when (s), with how many sequences and tokens."""
 
     began: float
     ended: float
@@ -24,9 +25,9 @@ class Meter:
     `passes` and `draws` are the calls of `forward` and `sample`. A pass may end before the device has done it.
     """
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self._engine = engine
-        self._clock = clock
+        self._clock = clock or WallClock()
         self._numbers: set[int] = set()
         self.passes: list[Span] = []
         self.draws: list[Span] = []
@@ -64,15 +65,17 @@ class Meter:
 
     def forward(self, feeds: Sequence[Feed]) -> None:
         """Append and compute, timed."""
-        began = self._clock()
-        self._engine.forward(feeds)
-        self.passes.append(Span(began, self._clock(), len(feeds), sum(len(feed.tokens) for feed in feeds)))
+        began = self._clock.now()
+        with self._clock.working():
+            self._engine.forward(feeds)
+        self.passes.append(Span(began, self._clock.now(), len(feeds), sum(len(feed.tokens) for feed in feeds)))
 
     def sample(self, picks: Sequence[Pick]) -> list[Sampled]:
         """Draw, timed."""
-        began = self._clock()
-        drawn = self._engine.sample(picks)
-        self.draws.append(Span(began, self._clock(), len(picks), len(picks)))
+        began = self._clock.now()
+        with self._clock.working():
+            drawn = self._engine.sample(picks)
+        self.draws.append(Span(began, self._clock.now(), len(picks), len(picks)))
         return drawn
 
     def truncate(self, sequence: int, length: int) -> None:

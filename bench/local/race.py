@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 from itertools import pairwise
 
-import msgspec
-
 from asynclm.adapters.models.local.model import Loaded, LocalModel
 from asynclm.adapters.models.local.settings import EngineSettings
 from asynclm.adapters.tools.toolbox import Toolbox
@@ -20,26 +18,23 @@ from asynclm.bench.workloads.case import Blueprint
 from asynclm.bench.workloads.checks import problems
 from asynclm.proxy.config import Upstream
 
+from .clock import Clock
 from .meter import Meter
 from .results import Ran, Way
 from .theory import formulas, measured
 from .watch import Watched, Written
 
 
-async def race(
-    loaded: Loaded, dataset: str, case: Case, way: Way, number: int, settings: EngineSettings | None = None
-) -> Ran:
-    """Run a case in one way, as the round of that number."""
-    meter = Meter(loaded.engine)
+async def race(loaded: Loaded, dataset: str, case: Case, way: Way, number: int, clock: Clock) -> Ran:
+    """Run a case in one way, as the round of that number, in an event loop that goes by the clock."""
+    meter = Meter(loaded.engine, clock)
     log: list[Written] = []
-    settings = settings or EngineSettings()
-    if not way.kept:
-        settings = msgspec.structs.replace(settings, kept_tokens=0)
+    settings = EngineSettings() if way.kept else EngineSettings(kept_tokens=0)
     model = LocalModel(
         lambda: Loaded(meter, loaded.vocabulary),
         settings,
         inject=way.inject,
-        guide=lambda request, vocabulary: Watched(request, vocabulary, log, live=way.inject),
+        guide=lambda request, vocabulary: Watched(request, vocabulary, log, clock, live=way.inject),
     )
     workshop = Workshop(case)
     try:

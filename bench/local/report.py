@@ -25,6 +25,7 @@ _RACE: Final = (
     "Async run's own G and E. What Async reaches, 1 is all (medians): of {}; of what its order of calls allows (LPT); "
     "of that, were the steps that put interrupts in counted, too. Paper: {}."
 )
+_CLOCKS: Final = {"wall": "", "own": " (the engine's own time, without what others took)"}
 _REACHED: Final = ("bound", "schedule", "with_interrupts")
 _BOUNDS: Final = {
     "parallel": ("the paper's L_async, to the last result", "local Llama-3.2"),
@@ -35,7 +36,7 @@ _BOUNDS: Final = {
 def tables(report: LocalReport) -> list[Table | str]:
     """All that was measured, a table a part."""
     found: list[Table | str] = [
-        f"{report.engine}; {report.step_ms:.1f} ms a token at first; load average "
+        f"{report.engine}; {report.step_ms:.1f} ms a token at first{_CLOCKS[report.clock]}; load average "
         f"{' to '.join(f'{load:.1f}' for load in report.load)} on {report.cores} cores"
     ]
     found += [_race(report, dataset) for dataset in dict.fromkeys(ran.dataset for ran in report.runs)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -136,13 +136,15 @@ class Bandwidth(msgspec.Struct, frozen=True, kw_only=True):
 class LocalReport(msgspec.Struct, kw_only=True):
     """All of it, as `--json` writes it; what was not measured is missing. `engine` is model, dtype and device.
 
-    `load` is the machine's load average at the beginning and at the end: what others did meanwhile is in the figures.
+    By the clock "own" a race leaves out the time in which other processes had the engine's core. `load` is the
+    machine's load average at the beginning and at the end: what others did meanwhile is in the other figures.
     """
 
     asynclm_bench_local: int = VERSION
     command: str
     engine: str
     seed: int
+    clock: Literal["wall", "own"] = "wall"
     cores: int
     load: list[float]
     step_ms: float

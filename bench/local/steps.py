@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from asynclm.adapters.models.local.engine import Engine, Feed, Pick, Sampling
+
+from .clock import Clock, WallClock
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -25,13 +26,15 @@ def fill(engine: Engine, number: int, tokens: Sequence[int], chunk: int) -> None
     engine.synchronize()
 
 
-def step_s(engine: Engine, number: int, tokens: Sequence[int]) -> float:
+def step_s(engine: Engine, number: int, tokens: Sequence[int], clock: Clock | None = None) -> float:
     """Append these in one pass and draw the next: the time of it (s)."""
-    began = time.perf_counter()
-    engine.forward([Feed(number, tokens)])
-    engine.sample([Pick(number)])
-    engine.synchronize()
-    return time.perf_counter() - began
+    clock = clock or WallClock()
+    began = clock.now()
+    with clock.working():
+        engine.forward([Feed(number, tokens)])
+        engine.sample([Pick(number)])
+        engine.synchronize()
+    return clock.now() - began
 
 
 @contextmanager
@@ -45,7 +48,7 @@ def sequence(engine: Engine, tokens: Sequence[int] = (), chunk: int = 512) -> It
         engine.free(number)
 
 
-def plain_steps(engine: Engine, context: int, count: int, chunk: int = 512) -> list[float]:
+def plain_steps(engine: Engine, context: int, count: int, chunk: int = 512, clock: Clock | None = None) -> list[float]:
     """What each of so many single tokens takes behind a sequence of that length (s); the first is left out."""
     with sequence(engine, some_tokens(engine, context), chunk) as number:
-        return [step_s(engine, number, [7]) for _ in range(count + 1)][1:]
+        return [step_s(engine, number, [7], clock) for _ in range(count + 1)][1:]

@@ -21,7 +21,7 @@ from .watch import Written
 
 
 def measured(task: Task, log: Sequence[Written], timeline: Timeline, began_s: float) -> Measured:
-    """From the log and the timeline of a run that began at that time (s, `time.monotonic`).
+    """From the log and the timeline of a run that began at that time (s, by the log's clock).
 
     Raises ValueError for a run that did not do the whole task.
     """

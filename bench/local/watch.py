@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,9 +9,11 @@ from asynclm.adapters.models.local.vocabulary import Vocabulary
 from asynclm.adapters.models.protocol import Request
 from asynclm.adapters.models.simulated.forced import Forced
 
+from .clock import Clock
+
 
 class Written(NamedTuple):
-    """A token: when it was drawn (s, `time.monotonic`), of what, for a call of which one (`id`).
+    """A token: when it was drawn (s), of what, for a call of which one (`id`).
 
     `plain`: it came right behind the token before, in the same stream, with nothing put in between.
     """
@@ -26,15 +27,18 @@ class Written(NamedTuple):
 class Watched(Forced):
     """`Forced`, with a log of what was written, which several streams of a run may share."""
 
-    def __init__(self, request: Request, vocabulary: Vocabulary, log: list[Written], *, live: bool) -> None:
+    def __init__(
+        self, request: Request, vocabulary: Vocabulary, log: list[Written], clock: Clock, *, live: bool
+    ) -> None:
         super().__init__(request, vocabulary, live=live)
         self._log = log
+        self._clock = clock
         self._at = 0.0
         self._plain = False
 
     def mask(self) -> Any:
         """One bit: the next token. It is drawn now."""
-        self._at = time.monotonic()
+        self._at = self._clock.now()
         return super().mask()
 
     def take(self, token: int) -> None:

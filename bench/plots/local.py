@@ -21,6 +21,7 @@ _COLORS: Final = {
     "resume": style.ORANGE,
     "resume-cold": style.YELLOW,
 }
+_CLOCKS: Final = {"wall": "real time", "own": "the engine's own time, without what others took of its core"}
 _WIDTH: Final = 7.0  # inches
 _BAR: Final = 0.32
 
@@ -29,7 +30,7 @@ def local(report: LocalReport) -> Figure:
     """A panel for each dataset; in each a bar for each method, how many times faster than Sync beside it."""
     datasets = list(dict.fromkeys(ran.dataset for ran in report.runs))
     heights = [_BAR * len(_ways(report.runs, dataset)) + 0.6 for dataset in datasets]
-    figure = Figure(figsize=(_WIDTH, sum(heights) + 1.3))
+    figure = Figure(figsize=(_WIDTH, sum(heights) + 1.5))
     grid = figure.subplots(len(datasets), 1, squeeze=False, height_ratios=heights)
     for axes, dataset in zip(grid[:, 0], datasets, strict=True):
         runs = [ran for ran in report.runs if ran.dataset == dataset]
@@ -39,8 +40,8 @@ def local(report: LocalReport) -> Figure:
     grid[-1, 0].set_xlabel("latency from first to last token, s: mean", fontsize=style.SMALL)
     above = [
         report.engine,
-        f"its output forced; {report.step_ms:.1f} ms a token at first, tools {report.tool_ms or 0:.0f} ms; load "
-        f"{' to '.join(f'{load:.1f}' for load in report.load)} on {report.cores} cores",
+        f"its output forced; {report.step_ms:.1f} ms a token at first, tools {report.tool_ms or 0:.0f} ms in the mean",
+        f"{_CLOCKS[report.clock]}; load {' to '.join(f'{load:.1f}' for load in report.load)} on {report.cores} cores",
     ]
     below = [
         f"Speeds over Sync ({style.TIMES}) are the mean of the ratios. Dashed: the bound in sequence, from G and E."

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib.util
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +25,10 @@ from asynclm.adapters.models.simulated.task import Node, Task
 from asynclm.adapters.models.transformers.load import LoadOptions, load
 from asynclm.bench.analytic import Cost, Timed
 from asynclm.bench.command import add_arguments, run
+from asynclm.bench.local import clock as clocks
 from asynclm.bench.local.bandwidth import weight_bytes
 from asynclm.bench.local.batching import EngineFailedError, stall, throughput
+from asynclm.bench.local.clock import ClockedLoop, OwnClock, WallClock
 from asynclm.bench.local.injection import injections
 from asynclm.bench.local.meter import Meter
 from asynclm.bench.local.report import factor, ratios, reached, tables
@@ -177,8 +183,13 @@ def test_an_embedding_that_is_only_looked_up_in_is_not_read(tied: bool) -> None:
 
 def test_a_lent_engine_stays_and_is_left_empty() -> None:
     engine = ToyEngine()
-    clock = iter(range(100))
-    meter = Meter(engine, lambda: float(next(clock)))
+    ticks = iter(range(100))
+
+    class Ticking(WallClock):
+        def now(self) -> float:
+            return float(next(ticks))
+
+    meter = Meter(engine, Ticking())
     number = meter.open(GREEDY)
     meter.forward([Feed(number, [1, 2, 3])])
     other = meter.fork(number, 2, GREEDY)
@@ -189,6 +200,47 @@ def test_a_lent_engine_stays_and_is_left_empty() -> None:
     meter.close()
     assert engine.memory().used_tokens == 0
     assert not engine.closed
+
+
+def test_the_engines_own_time_stands_still_while_it_has_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, cpu = [100.0], [7.0]
+    times = SimpleNamespace(
+        monotonic=lambda: wall[0], clock_gettime=lambda clock: cpu[0], pthread_getcpuclockid=lambda thread: 1
+    )
+    monkeypatch.setattr(clocks, "time", times)
+    clock = OwnClock()
+    with clock.working():
+        assert clock.now() == 100.0
+        wall[0], cpu[0] = 103.0, 8.0
+        assert clock.now() == 101.0
+        wall[0], cpu[0] = 104.0, 9.0
+    assert clock.now() == 102.0
+    wall[0] = 105.0  # what isn't the engine's takes its time
+    assert clock.now() == 103.0
+    with clock.working():
+        wall[0], cpu[0] = 106.0, 11.0  # the two clocks don't tick alike
+        assert clock.now() == 104.0
+
+
+def test_an_event_loop_goes_by_it() -> None:
+    clock = OwnClock()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        thread = threading.Thread(target=work)
+        began, really = loop.time(), time.monotonic()
+        thread.start()
+        await asyncio.sleep(0.1)
+        assert loop.time() - began >= 0.1
+        assert time.monotonic() - really >= 0.2  # most of the first 0.2 s was nobody's
+        thread.join()
+
+    def work() -> None:
+        with clock.working():
+            time.sleep(0.2)
+
+    with asyncio.Runner(loop_factory=lambda: ClockedLoop(clock)) as runner:
+        runner.run(main())
 
 
 def test_injection_is_measured_where_there_is_room() -> None:
@@ -237,7 +289,7 @@ def parsed(*flags: str) -> argparse.Namespace:
 
 @bfcl
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--contexts", "40,80", "--busy-chunks", "64", "--tool-ms", "5", "--datasets", "parallel")
+    flags = ("--contexts", "40,80", "--busy-chunks", "64", "--tool-ms", "5", "--datasets", "parallel", "--clock", "own")
     file = tmp_path / "out.json"
     assert run(parsed(*flags, "--json", str(file), "--plot", str(tmp_path / "out.svg"))) == 0
     found = from_json(file.read_bytes())
@@ -263,10 +315,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(tables(found)) == 7
 
 
-@pytest.mark.parametrize("flags", [("--plot", "out.txt"), ("--json", "no/such/folder/out.json")])
+@pytest.mark.parametrize(
+    "flags", [("--plot", "out.txt"), ("--clock", "own", "--threads", "2"), ("--json", "no/such/folder/out.json")]
+)
 def test_what_can_be_known_to_fail_fails_at_once(flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(parsed(*flags)) == 2
-    assert capsys.readouterr().err.startswith("asynclm: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("asynclm: ")
 
 
 def test_reports_of_another_kind_are_refused() -> None:
