@@ -115,7 +115,7 @@ model() {
 }
 
 random() {
-    part "make-$1" 60 "$python" -m asynclm.bench.local.shapes "$1" "$work/$1" --device "$device"
+    part "make-$1" 90 "$python" -m asynclm.bench.local.shapes "$1" "$work/$1" --device "$device"
     [ -f "$work/$1/config.json" ] && model "$1" "$work/$1" "$2"
     rm -rf "${work:?}/$1"
 }

@@ -21,7 +21,7 @@ PAPER: Final = {
     ("multi-step-parallel", "in-sequence"): 5.4,
 }
 _RACE: Final = (
-    "From the first token to the last. Over Sync: the mean of the ratios; formula: the same by theory, from each "
+    "From the first token to the last. Over Sync: the mean of the ratios; formula: what theory says, from each "
     "Async run's own G and E. What Async reaches, 1 is all (medians): of {}; of what its order of calls allows (LPT); "
     "of that, were the steps that put interrupts in counted, too. Paper: {}."
 )
@@ -100,7 +100,7 @@ def _race(report: LocalReport, dataset: str) -> Table:
         "re-\nsumes",
     ):
         found.add_column(name, justify="right", no_wrap=True)
-    found.add_column("\nright", justify="right", no_wrap=True)
+    found.add_column("\nok", justify="right", no_wrap=True)
     for way in (name for name in WAYS if any(ran.way == name for ran in runs)):
         mine = [ran for ran in runs if ran.way == way]
         speeds = ratios(runs, "sync", way)
