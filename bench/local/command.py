@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clock",
         choices=("wall", "own"),
         default="wall",
-        help="of the race; own: without the time in which others had the engine's core (needs --threads 1 and a CPU; "
+        help="own: without the time in which others had the engine's core (needs --threads 1 and a CPU; "
         "default %(default)s)",
     )
     what.add_argument(
@@ -206,12 +206,12 @@ async def _measure(args: argparse.Namespace, loaded: Loaded, clock: Clock) -> Lo
                 case "injection":
                     _say("injection ...")
                     report.injection = injections(
-                        engine, args.contexts, chunk=EngineSettings().chunk, rounds=2, late=late
+                        engine, args.contexts, chunk=EngineSettings().chunk, rounds=2, late=late, clock=clock
                     )
                     if len(report.injection) < len(args.contexts):
                         report.skipped.append(f"injection: of {len(args.contexts)} lengths some")
                 case "batching":
-                    await _batching(args, loaded, report, late)
+                    await _batching(args, loaded, report, clock, late)
                 case "monitor":
                     from .monitoring import monitoring
 
@@ -259,17 +259,19 @@ async def _race(
             _write(args, report)
 
 
-async def _batching(args: argparse.Namespace, loaded: Loaded, report: LocalReport, late: Callable[[], bool]) -> None:
+async def _batching(
+    args: argparse.Namespace, loaded: Loaded, report: LocalReport, clock: Clock, late: Callable[[], bool]
+) -> None:
     engine = loaded.engine
     _say(f"batching: {_TOGETHER} runs against 1 ...")
-    report.throughput = await throughput(engine, _TOGETHER, prompt=64, tokens=24, rounds=2, late=late)
+    report.throughput = await throughput(engine, _TOGETHER, prompt=64, tokens=24, rounds=2, late=late, clock=clock)
     prompt = min(_PROMPT, engine.context // 2)
     for chunk in args.busy_chunks:
         if late():
             report.skipped.append(f"batching: busy_chunk {chunk}")
             continue
         _say(f"batching: tokens while another prompt of {prompt} is computed, {chunk} in a pass ...")
-        report.stalls.append(await stall(engine, busy_chunk=chunk, prompt=prompt))
+        report.stalls.append(await stall(engine, busy_chunk=chunk, prompt=prompt, clock=clock))
 
 
 def _limit(seconds: float) -> Callable[[], bool]:

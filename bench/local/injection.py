@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from asynclm.adapters.models.local.engine import Engine
 
+from .clock import Clock, WallClock
 from .results import Injection
 from .steps import fill, sequence, some_tokens, step_s
 
@@ -17,12 +17,19 @@ _STEPS: Final = 3
 
 
 def injections(
-    engine: Engine, contexts: Sequence[int], *, chunk: int, rounds: int, late: Callable[[], bool]
+    engine: Engine,
+    contexts: Sequence[int],
+    *,
+    chunk: int,
+    rounds: int,
+    late: Callable[[], bool],
+    clock: Clock | None = None,
 ) -> list[Injection]:
     """Measure at each length that the engine has room for, the shortest first, until it is too `late`.
 
     In each round one after the other, so that what else goes on in the machine meets all three alike.
     """
+    clock = clock or WallClock()
     found = []
     extra = some_tokens(engine, TOKENS, 1)
     for context in contexts:
@@ -32,11 +39,11 @@ def injections(
         inject, step, fresh = [], [], []
         with sequence(engine, prompt, chunk) as number:
             for _ in range(rounds):
-                step += [step_s(engine, number, [7]) for _ in range(_STEPS)]
+                step += [step_s(engine, number, [7], clock) for _ in range(_STEPS)]
                 engine.truncate(number, context)
-                inject.append(step_s(engine, number, extra))
+                inject.append(step_s(engine, number, extra, clock))
                 engine.truncate(number, context)
-                fresh.append(_fresh_s(engine, [*prompt, *extra], chunk))
+                fresh.append(_fresh_s(engine, [*prompt, *extra], chunk, clock))
                 if late():
                     break
         found.append(
@@ -52,10 +59,11 @@ def injections(
     return found
 
 
-def _fresh_s(engine: Engine, tokens: Sequence[int], chunk: int) -> float:
-    began = time.perf_counter()
+def _fresh_s(engine: Engine, tokens: Sequence[int], chunk: int, clock: Clock) -> float:
+    began = clock.now()
     with sequence(engine) as number:
         last = (len(tokens) - 1) // chunk * chunk
-        fill(engine, number, tokens[:last], chunk)
-        step_s(engine, number, tokens[last:])
-        return time.perf_counter() - began
+        with clock.working():
+            fill(engine, number, tokens[:last], chunk)
+        step_s(engine, number, tokens[last:], clock)
+        return clock.now() - began

@@ -136,8 +136,9 @@ class Bandwidth(msgspec.Struct, frozen=True, kw_only=True):
 class LocalReport(msgspec.Struct, kw_only=True):
     """All of it, as `--json` writes it; what was not measured is missing. `engine` is model, dtype and device.
 
-    By the clock "own" a race leaves out the time in which other processes had the engine's core. `load` is the
-    machine's load average at the beginning and at the end: what others did meanwhile is in the other figures.
+    By the clock "own" the time in which other processes had the engine's core is left out. `load` is the
+    machine's load average at the beginning and at the end: what others did meanwhile is in all other
+    figures.
     """
 
     asynclm_bench_local: int = VERSION
