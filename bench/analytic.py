@@ -44,6 +44,14 @@ class Cost(msgspec.Struct, frozen=True):
     run_s: float
 
 
+class Timed(msgspec.Struct, frozen=True):
+    """One call of a graph: its times, and the calls whose results it needs."""
+
+    id: str
+    cost: Cost
+    after: tuple[str, ...] = ()
+
+
 def l_sync(calls: Iterable[Cost]) -> float:
     """L_sync = sum G + sum E: written and run one after the other."""
     return sum(call.write_s + call.run_s for call in calls)
@@ -139,16 +147,22 @@ def in_sequence(task: Task, running_ms: Mapping[str, float], setting: Setting, *
     """
     tpot_s = setting.tpot_ms / 1000
     end_s = (_further(_answer(task, answer)) + _STOP_TOKEN) * tpot_s
-    calls = []
-    following: dict[str, float] = {}  # by id: the longest chain behind that call's result
-    for node in reversed(task.calls):
-        write_s = _further(render_call(node.id, node.call)) * tpot_s
-        tail_s = running_ms[node.id] / 1000 + following.get(node.id, end_s)
-        for name in node.after:
-            following[name] = max(following.get(name, 0.0), write_s + tail_s)
-        calls.append(Cost(write_s, tail_s))
+    writing = {node.id: _further(render_call(node.id, node.call)) * tpot_s for node in task.calls}
+    timed = [Timed(node.id, Cost(writing[node.id], running_ms[node.id] / 1000), node.after) for node in task.calls]
     said_s = sum(tokens([task.say])) * tpot_s if task.say else 0.0
-    return said_s + (l_async(calls) if calls else end_s) - tpot_s
+    return said_s + longest_tail_first(timed, end_s) - tpot_s
+
+
+def longest_tail_first(calls: Sequence[Timed], end_s: float) -> float:
+    """The same bound from times: each call stands behind those that it needs, and the answer takes `end_s` to write."""
+    tails = []
+    following: dict[str, float] = {}  # by id: the longest chain behind that call's result
+    for call in reversed(calls):
+        tail_s = call.cost.run_s + following.get(call.id, end_s)
+        for name in call.after:
+            following[name] = max(following.get(name, 0.0), call.cost.write_s + tail_s)
+        tails.append(Cost(call.cost.write_s, tail_s))
+    return l_async(tails) if tails else end_s
 
 
 def bounds(

@@ -17,6 +17,7 @@ from asynclm.bench import report, traps
 from asynclm.bench.evaluation import Plan, UnknownCaseError
 from asynclm.bench.evaluation import evaluate as virtually
 from asynclm.bench.flags import BOTH, DATASETS, KINDS, add_kind
+from asynclm.bench.local import command as local
 from asynclm.bench.methods import ALL, PARALLEL
 from asynclm.bench.results import VERSION, Report, Result, Setting, to_json
 from asynclm.proxy.config import Limits
@@ -38,14 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for name, text in KINDS.items():
         add_kind(kinds.add_parser(name, help=text, description=f"asynclm bench {name}: {text}."), name)
-    description = f"asynclm bench {traps.KIND}: {traps.HELP}."
-    traps.add_arguments(kinds.add_parser(traps.KIND, help=traps.HELP, description=description))
+    for other in (local, traps):
+        description = f"asynclm bench {other.KIND}: {other.HELP}."
+        other.add_arguments(kinds.add_parser(other.KIND, help=other.HELP, description=description))
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `asynclm bench`; returns the exit status (1: something went wrong, 2: it can't begin)."""
     if args.kind == traps.KIND:
         return traps.run(args)
+    if args.kind == local.KIND:
+        return local.run(args)
     console = Console()
     try:
         _check(args)

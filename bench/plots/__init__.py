@@ -1,5 +1,5 @@
 """Pictures of evaluations, as PNG, SVG or PDF: `draw` for a report, `draw_timeline` for the runs of one case,
-`draw_regions` for what is best at a trap.
+`draw_regions` for what is best at a trap, `draw_local` for the local engine.
 
 Everything is drawn with matplotlib's `Figure` alone: no pyplot, no window, nothing global. The functions that make a
 `Figure` write no file, and those that write one know nothing of what is on it.
@@ -14,14 +14,16 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from asynclm.adapters.models.local.calibration import Measurement
+from asynclm.bench.local.results import LocalReport
 from asynclm.bench.results import Report, Result
 
 from .bars import bars
 from .heatmap import heat_map
+from .local import local
 from .regions import regions
 from .timeline import timelines
 
-__all__ = ["check", "draw", "draw_regions", "draw_timeline", "figure"]
+__all__ = ["check", "draw", "draw_local", "draw_regions", "draw_timeline", "figure"]
 
 _DPI: Final = 200
 # Nothing that changes from one drawing of the same figures to the next.
@@ -70,6 +72,14 @@ def draw_regions(measurement: Measurement, path: Path) -> None:
     """Draw what is best for a cache at a trap, by context length and wait. Raises as `draw` does."""
     check(path)
     _save(regions(measurement), path)
+
+
+def draw_local(report: LocalReport, path: Path) -> None:
+    """Draw the methods on a local engine. Raises as `draw` does."""
+    check(path)
+    if not report.runs:
+        raise ValueError("the report holds no runs: there is nothing to draw")
+    _save(local(report), path)
 
 
 def check(path: Path) -> None:

@@ -30,9 +30,10 @@ from asynclm.adapters.models.stops import Stops
 from asynclm.adapters.tools.python import PythonTool
 from asynclm.adapters.tools.toolbox import Toolbox
 from asynclm.bench.analytic import costs, in_sequence, l_async, l_in_order, l_parallel, l_sync, stop_and_resume, tokens
+from asynclm.bench.inprocess import Proxy
 from asynclm.bench.methods import METHODS, Method
 from asynclm.bench.results import Setting
-from asynclm.bench.virtual import Proxy
+from asynclm.bench.virtual import simulated
 from asynclm.cml.body import parse_body
 from asynclm.cml.render import STOP, render_call, render_trap
 
@@ -66,7 +67,7 @@ def run(task: Task, method: Method, setting: Setting = CLOUD) -> Measured:
 
     async def ask() -> Any:
         workshop: Any = SimpleNamespace(toolbox=Toolbox([PythonTool(work)]))
-        async with contextlib.aclosing(Proxy(method, setting, workshop)) as proxy:
+        async with contextlib.aclosing(Proxy(method.policy, simulated(method, setting), workshop)) as proxy:
             return await proxy.ask(encode_task(task))
 
     with asyncio.Runner(loop_factory=lambda: looptime.new_event_loop(start=0.0, noop_cycles=0)) as runner:

@@ -180,10 +180,12 @@ class StepLoop:
 
         self._wish(inject, generation)
 
-    def close(self, generation: Generation) -> None:
-        """End a generation; its cache is freed before the next step. Once for each that was opened."""
+    def close(self, generation: Generation, *, resumed: bool = False) -> None:
+        """End a generation; its cache is freed before the next step, or kept if it ended by itself, or is going to be
+        `resumed`, by a prompt that begins with what was written. Once for each that was opened.
+        """
         self._open -= 1
-        self._wish(lambda: self._end(generation, keep=generation.over), generation)
+        self._wish(lambda: self._end(generation, keep=generation.over or resumed), generation)
 
     async def aclose(self) -> None:
         """Stop the thread; generations that are open break off."""

@@ -110,7 +110,7 @@ class LocalModel:
         context = min(loaded.engine.context, self._settings.context or loaded.engine.context)
         loop = StepLoop(loaded.engine, loaded.vocabulary.ends, _batching(self._settings), loaded.traps, context)
         loop.start()
-        return _Running(loop, context, loaded.vocabulary, self._settings)
+        return _Running(loop, context, loaded.vocabulary, self._settings, resumes=not self._abilities.inject)
 
     def _prepared(self, running: _Running, request: Request) -> tuple[list[int], Monitor | None]:
         """The prompt, and what says which tokens may follow. In any thread."""
@@ -138,11 +138,14 @@ class LocalModel:
 class _Running:
     """An engine at work."""
 
-    def __init__(self, loop: StepLoop, context: int, vocabulary: Vocabulary, settings: EngineSettings) -> None:
+    def __init__(
+        self, loop: StepLoop, context: int, vocabulary: Vocabulary, settings: EngineSettings, *, resumes: bool
+    ) -> None:
         self.loop = loop
         self.context = context
         self.vocabulary = vocabulary
         self.settings = settings
+        self.resumes = resumes  # a stream that is cut will be gone on with by another
 
     def prompt(self, request: Request) -> list[int]:
         """Its tokens. Raises `ModelError` (400)."""
@@ -269,7 +272,7 @@ class LocalStream:
         """End the sequence; its cache is freed before the next step."""
         if not self._closed:
             self._closed = self._over = True
-            self._loop.close(self.generation)
+            self._loop.close(self.generation, resumed=self._running.resumes)
             self._arrived.set()
 
     def _hear(self, news: News) -> None:

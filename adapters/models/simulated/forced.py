@@ -37,6 +37,11 @@ class Forced:
         self._mask = np.zeros((len(vocabulary.pieces) + 31) // 32, dtype=np.int32)
         self._end = min(vocabulary.ends)
 
+    @property
+    def step(self) -> Step | None:
+        """What the token belongs to that may come next; None: it ends the answer."""
+        return self._step
+
     def take(self, token: int) -> None:
         """The forced token was written."""
         if self._left:
@@ -52,6 +57,10 @@ class Forced:
         elif self._step is not None and self._step.kind == "text" and self._left:
             self._progress.wrote(_text(pieces, self._unread))
             self._unread.clear()
+        elif self._step is not None and self._step.kind == "trap" and not _text(pieces, self._unread).strip():
+            # What it was about to wait for may be there: only the line break before the trap was written.
+            self._left.clear()
+            self._step = None
         self._progress.told(_text(pieces, tokens))
 
     def mask(self) -> np.ndarray:

@@ -84,8 +84,8 @@ class Reader:
         self.era += 1
         self.loop.pause(self.generation, self.heard, self.era, expected)
 
-    def close(self) -> None:
-        self.loop.close(self.generation)
+    def close(self, *, resumed: bool = False) -> None:
+        self.loop.close(self.generation, resumed=resumed)
 
 
 @asynccontextmanager
@@ -257,6 +257,23 @@ async def test_a_conversation_goes_on_where_it_ended() -> None:
         await second.read(1)
         assert second.shared == len(first.view)
         assert loop.load().shared == len(first.view)
+
+
+async def test_what_is_cut_to_be_resumed_is_kept() -> None:
+    engine = ToyEngine()
+    async with running(engine, kept_tokens=100) as loop:
+        first = Reader(loop, engine, list(range(1, 60)))
+        await first.read(5)
+        first.close(resumed=True)
+        second = Reader(loop, engine, [*first.view, 9, 8, 7])
+        await second.read(3)
+        assert second.shared >= len(first.view) - 1  # what was drawn last may not have been computed
+        second.close(resumed=True)
+        third = Reader(loop, engine, [*range(1, 102)])
+        await third.read(1)
+        third.close(resumed=True)  # longer than what is kept
+        await settled(loop)
+        assert len(engine.sequences) == 1
 
 
 async def test_closed_generations_leave_nothing_behind() -> None:
