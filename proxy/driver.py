@@ -49,6 +49,7 @@ from asynclm.proxy.errors import own_fault, run_error
 from asynclm.proxy.executor import Executor
 from asynclm.proxy.handed import Elsewhere, Handed, Happened, Watch
 from asynclm.proxy.result import Result
+from asynclm.proxy.shown import Shown
 from asynclm.proxy.sink import Sink
 from asynclm.proxy.wire_id import STEM_BYTES, wire_id
 
@@ -56,7 +57,6 @@ _log = logging.getLogger(__name__)
 
 # After the model has stopped, or has said that it waits, its usage may still come; it is given this long (s).
 _USAGE_GRACE_S: Final = 0.5
-_TEXT_PIECE_S: Final = 0.01
 
 Wrote = Callable[[int, str], None]
 
@@ -111,10 +111,7 @@ class Driver:
         self._watches: list[Watch] = []
         self._cached: Counter[str] = Counter()
         self._timers: list[asyncio.TimerHandle] = []
-        self._shown: list[str] = []  # text that is not in the timeline yet
-        self._said: list[str] = []  # the visible text of this answer that is
-        self._shown_since = 0.0
-        self._writing = 0  # the stream it came from
+        self._shown = Shown(timeline, self._elapsed)
         self._streams_before = 0  # of earlier answers
         self._calls_before = 0
 
@@ -131,7 +128,7 @@ class Driver:
     @property
     def said(self) -> str:
         """The visible text of the answer that is over."""
-        return "".join(self._said)
+        return self._shown.text
 
     @property
     def transcript(self) -> list[Segment]:
@@ -184,7 +181,7 @@ class Driver:
         self._finished = self._loop.create_future()
         self._streams_before, self._calls_before = len(self._streams), len(self._calls)
         self._cached.clear()
-        self._said.clear()
+        self._shown.clear()
         values = {call.number: (True, results[id]) for id, call in self.handed.items() if id in results}
         self.handed = {}
         self.stem = os.urandom(STEM_BYTES).hex()
@@ -320,11 +317,11 @@ class Driver:
             match action:
                 case act.EmitText(text=text):
                     self._sink.text(text)
-                    self._shown.append(text)
+                    self._shown.add(text)
                 case act.EmitReasoning(text=text, field=field):
                     self._sink.reasoning(text, field)
                 case act.Note(kind=kind, stream=stream, call=call, data=data):
-                    self._note_text()
+                    self._shown.note()
                     self._timeline.add(self._elapsed(), kind, stream=stream, call=call, **data)
                 case act.OpenStream(stream=stream):
                     self._streams[stream] = self._spawn(self._read(action), f"stream {stream}")
@@ -422,7 +419,7 @@ class Driver:
         try:
             async with asyncio.timeout(None) as patience:
                 async for batch in stream:
-                    self._writing = number
+                    self._shown.stream = number
                     now = self._loop.time()
                     for event in batch:
                         if type(event) is TextDelta:
@@ -431,7 +428,7 @@ class Driver:
                             for action in handle(ev.TextArrived(number, event.text), now):
                                 if type(action) is act.EmitText:
                                     sink_text(action.text)
-                                    self._shown.append(action.text)
+                                    self._shown.add(action.text)
                                 else:
                                     self._carry_out([action])
                         elif type(event) is ReasoningDelta:
@@ -443,12 +440,11 @@ class Driver:
                         elif type(event) is Usage:
                             self._tell(ev.UsageReported(number, event))
                         elif type(event) is Noted:
-                            self._note_text()
+                            self._shown.note()
                             self._timeline.add(self._elapsed(), event.kind, stream=number, **event.data)
                     if ended is not None and self._run.live:
                         self._tell(ev.StreamEnded(number, ended))  # before anything is injected into what has stopped
-                    if self._shown:
-                        self._pace_text()
+                    self._shown.pace(now)
                     await self._sink.flush()
                     if ended is None and not self._run.reads(number):
                         if number not in self._trapped:
@@ -462,24 +458,10 @@ class Driver:
         except TimeoutError:
             if ended is None:
                 return  # it did not stop at its trap
-        self._writing = number
+        self._shown.stream = number
         self._tell(ev.StreamEnded(number, ended or "stop"))
-        self._note_text()
+        self._shown.note()
         await self._sink.flush()
-
-    def _pace_text(self) -> None:
-        """Note the text of a fast model in pieces of a few milliseconds, not of a few characters."""
-        now = self._loop.time()
-        if now - self._shown_since > _TEXT_PIECE_S:
-            self._shown_since = now
-            self._note_text()
-
-    def _note_text(self) -> None:
-        if self._shown:
-            text = "".join(self._shown)
-            self._said.append(text)
-            self._timeline.add(self._elapsed(), "text", stream=self._writing, text=text)
-            self._shown.clear()
 
     # ------------------------------------------------------------------ calls
 
