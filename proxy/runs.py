@@ -18,6 +18,7 @@ from asynclm.cml.machine.actions import Finish, OpenStream
 from asynclm.cml.render import STOP
 from asynclm.cml.timeline import Timeline
 from asynclm.cml.tools import Effect
+from asynclm.cml.transcript import Segment
 from asynclm.proxy.answer import StreamedAnswer, WholeAnswer
 from asynclm.proxy.background import Background
 from asynclm.proxy.cache import ANYONE, Caller
@@ -28,7 +29,7 @@ from asynclm.proxy.conversations.depot import Depot, Found
 from asynclm.proxy.conversations.inherited import Inherited
 from asynclm.proxy.conversations.lobby import Lobby
 from asynclm.proxy.conversations.parked import ParkedRun
-from asynclm.proxy.conversations.stored_turns import StoredTurns
+from asynclm.proxy.conversations.stored_turns import Kept, StoredTurns
 from asynclm.proxy.conversations.turns import Turn, Turns
 from asynclm.proxy.conversations.waiting import words_behind
 from asynclm.proxy.driver import Driver
@@ -335,14 +336,16 @@ class Runs:
             if finish.error is None:
                 failed = False
                 facts = _facts(run.id, driver)
+                turn: Kept | None = None
                 if driver.parked:
                     parked = True
                     key = driver.caller.key
                     await self.lobby.park(run, key, store=self._stores(key))
-                elif run.kit is not None and finish.reason == "stop":
-                    await self._keep(run)
+                elif run.kit is not None and finish.reason == "stop" and _has_more(driver.transcript):
+                    turn = Kept(run.start, tuple(driver.transcript))
+                    await self.remember(driver.caller.key, run.messages, driver.said, turn)
                 if tape is not None:
-                    tape.finish(finish.reason, finish.usage, facts)
+                    tape.finish(finish.reason, finish.usage, facts, turn)
                 return await sink.finish(finish.reason, finish.usage, facts)
             if tape is not None:
                 tape.fail(finish.error)
@@ -357,11 +360,11 @@ class Runs:
                 self.lobby.over(run)
                 self._registry.end(run.id, failed=failed)
 
-    async def _keep(self, run: ParkedRun) -> None:
-        """Keep what was called and told in this turn, for the next one."""
-        driver, key = run.driver, run.driver.caller.key
-        store = self._stores(key)
-        await self._turns.keep(key, run.messages, driver.said, run.start, driver.transcript, store=store)
+    async def remember(self, key: str | None, messages: Sequence[dict[str, Any]], said: str, turn: Kept) -> None:
+        """Keep what was called and told in a turn, for the next one of the client with that key: `messages` were
+        answered with `said`.
+        """
+        await self._turns.keep(key, messages, said, turn.start, turn.transcript, store=self._stores(key))
 
 
 def _kept(
@@ -390,6 +393,11 @@ def _unsafe(found: Found, kit: Kit) -> set[int]:
 def _told(messages: list[dict[str, Any]], kit: Kit | None) -> list[dict[str, Any]]:
     """The messages as they are sent: behind the instructions."""
     return messages if kit is None else prompt(messages, kit.instructions)
+
+
+def _has_more(transcript: Sequence[Segment]) -> bool:
+    """Whether there is more in it than the client's history will hold."""
+    return any(segment.author == "runtime" for segment in transcript)
 
 
 def _new_id() -> str:

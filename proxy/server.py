@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final
 from urllib.parse import unquote
 
@@ -150,8 +151,9 @@ class Server:
             return await self.passthrough.forward(request, "/chat/completions", route.rewritten(body), route.target)
         chat = parse(body, with_tools=with_tools)
         specs = self._toolbox.specs() if with_tools else []
-        wish = self.recordings.wish(request, chat, specs, client_key(request))
-        replayed = await self.recordings.replay(request, chat, wish)
+        key = client_key(request)
+        wish = self.recordings.wish(request, chat, specs, key)
+        replayed = await self.recordings.replay(request, chat, wish, partial(self.runs.remember, key, chat.messages))
         if replayed is not None:
             return replayed
         if with_tools:

@@ -7,7 +7,7 @@ The header is a timeline's, with the recording's own version beside it. Further 
 | `request` | `key` (the canonical hash), `request` (its canonical form), `tools` (versions by name), `stream` |
 | `sent` | `pieces`: what the client got from that stream, each `[t, key of the delta, value]` |
 | `wrote` | `pieces`: what the model wrote in that stream, blocks included, each `[t, text]` |
-| `answered` | `reason`, `usage`, `extra`, or `error`; `lines` (how many stand before it). Always the last one |
+| `answered` | `reason`, `usage`, `extra`, `turn` (for later ones), or `error`; `lines` before it. Always the last one |
 
 The timeline's own `text` entries are left out: they are put together from `sent` when a recording is read. A recording
 without `answered` is one of a run that is under way, or whose proxy died. Pure.
@@ -24,6 +24,7 @@ from asynclm.cml.machine import RunError
 from asynclm.cml.timeline import VERSION as TIMELINE_VERSION
 from asynclm.cml.timeline import Entry, Timeline
 from asynclm.cml.usage import Usage
+from asynclm.proxy.conversations.stored_turns import Kept
 
 VERSION: Final = 1
 CONTENT: Final = "content"
@@ -87,6 +88,7 @@ class Answered(msgspec.Struct, frozen=True, omit_defaults=True):
     usage: Usage = Usage()
     extra: dict[str, Any] = {}
     error: RunError | None = None
+    turn: Kept | None = None
 
 
 class Recording(msgspec.Struct):
@@ -102,6 +104,11 @@ class Recording(msgspec.Struct):
     def id(self) -> str:
         """The run's id."""
         return self.timeline.run
+
+    @property
+    def said(self) -> str:
+        """The text that the client got."""
+        return "".join(piece.value for piece in self.sent if piece.key == CONTENT)
 
     @property
     def servable(self) -> bool:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -23,6 +23,7 @@ from asynclm.cml.tools import ToolSpec
 from asynclm.proxy.background import Background
 from asynclm.proxy.chat import ChatRequest
 from asynclm.proxy.config import Config
+from asynclm.proxy.conversations.stored_turns import Kept
 from asynclm.proxy.errors import SERVER_ERROR, APIError, invalid
 from asynclm.proxy.recording.archive import Archive, Facts
 from asynclm.proxy.recording.canonical import Asked, TooDeepError, asked
@@ -37,6 +38,8 @@ REPLAY_HEADER: Final = "x-asynclm-replay"
 REPLAYED_HEADER: Final = "x-asynclm-replayed"
 _MODES: Final = ("off", "record", "replay", "auto")
 _SETTLE_S: Final = 2.0
+
+Remember = Callable[[str, Kept], Awaitable[None]]
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -97,8 +100,13 @@ class Recordings:
             raise invalid(f"{REPLAY_HEADER}: such a request can't be recorded: {error}.", REPLAY_HEADER) from None
         return Wish(mode, what, record, client, chat.stream)
 
-    async def replay(self, request: web.Request, chat: ChatRequest, wish: Wish) -> web.StreamResponse | None:
-        """The recorded answer; None where the request is to be answered live. Raises `APIError` where it may not."""
+    async def replay(
+        self, request: web.Request, chat: ChatRequest, wish: Wish, remember: Remember
+    ) -> web.StreamResponse | None:
+        """The recorded answer; None where the request is to be answered live. Raises `APIError` where it may not.
+
+        `remember` is given what later turns are to know of it, as they would of a live run.
+        """
         if wish.asked is None or wish.mode not in ("replay", "auto"):
             return None
         try:
@@ -107,6 +115,8 @@ class Recordings:
             if wish.mode == "auto":
                 return None
             raise
+        if recording.answered is not None and recording.answered.turn is not None:
+            await remember(recording.said, recording.answered.turn)
         self._playing += 1
         self._idle.clear()
         if self._stopping is None:

@@ -14,7 +14,9 @@ from typing import Any, Final, NamedTuple
 
 from asynclm.cml.machine import RunError
 from asynclm.cml.timeline import Entry, Timeline
+from asynclm.cml.transcript import Segment
 from asynclm.cml.usage import Usage
+from asynclm.proxy.conversations.stored_turns import Kept
 from asynclm.proxy.recording.canonical import Asked
 from asynclm.proxy.recording.recorded import Answered, Piece, Question, Written, encode, header
 from asynclm.proxy.recording.redaction import Redactor, without
@@ -135,9 +137,9 @@ class Tape:
 
     # ------------------------------------------------------------------ the end
 
-    def finish(self, reason: str, usage: Usage, extra: dict[str, Any]) -> None:
-        """The answer is whole."""
-        self._end(Answered(0, reason, usage, extra))
+    def finish(self, reason: str, usage: Usage, extra: dict[str, Any], turn: Kept | None = None) -> None:
+        """The answer is whole; `turn` is what later ones of the conversation are to know of it."""
+        self._end(Answered(0, reason, usage, extra, turn=turn))
 
     def fail(self, error: RunError) -> None:
         """There is none, or half of one."""
@@ -186,7 +188,11 @@ class Tape:
         error = answered.error and RunError(
             self._redactor.text(answered.error.message), answered.error.status, answered.error.type, answered.error.code
         )
-        data = _fields(Answered(self._lines, answered.reason, answered.usage, answered.extra, error))
+        turn = answered.turn and Kept(
+            answered.turn.start,
+            tuple(Segment(each.author, self._redactor.text(each.text)) for each in answered.turn.transcript),
+        )
+        data = _fields(Answered(self._lines, answered.reason, answered.usage, answered.extra, error, turn))
         return _line(Entry(self.seconds, "answered", data=data))
 
     def _held(self) -> int:

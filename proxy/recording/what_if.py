@@ -20,7 +20,7 @@ from asynclm.proxy.background import Background
 from asynclm.proxy.driver import Driver
 from asynclm.proxy.executor import Executor
 from asynclm.proxy.recording.model import RecordedModel, RecordedTools
-from asynclm.proxy.recording.recorded import CONTENT, Recording, RecordingError
+from asynclm.proxy.recording.recorded import Recording, RecordingError
 from asynclm.proxy.recording.script import Script, State, script
 from asynclm.proxy.registry import new_timeline
 
@@ -135,8 +135,7 @@ def _notes(plot: Script, model: RecordedModel, text: str, recording: Recording) 
             f"{model.forced} times the model went on with what it wrote next, though it had been told less than when "
             "it wrote that"
         )
-    was = "".join(piece.value for piece in recording.sent if piece.key == CONTENT)
-    if "".join(text.split()) != "".join(was.split()):
+    if "".join(text.split()) != "".join(recording.said.split()):
         notes.append("the answer's text is not the recorded one")
     return notes
 

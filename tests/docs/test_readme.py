@@ -67,7 +67,8 @@ def test_python(proxy: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("npm"), reason="node is not installed")
 def test_node(proxy: str, tmp_path: Path) -> None:
     path = client("js", "client.mjs", tmp_path, proxy)
-    output_of("npm", "install", "--no-audit", "--no-fund", "--prefix", tmp_path, "openai", cwd=tmp_path)
+    shutil.copy(ROOT / "examples/package.json", tmp_path)  # which says of what version the package is
+    output_of("npm", "install", "--no-audit", "--no-fund", "--prefix", tmp_path, cwd=tmp_path)
     assert output_of("node", path, cwd=tmp_path, OPENAI_API_KEY="sk-x") == ANSWER
 
 

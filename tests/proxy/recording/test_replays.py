@@ -55,6 +55,33 @@ async def deltas(raw: Any) -> tuple[list[str], Any]:
     return [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content], chunks[-1].usage
 
 
+async def test_a_live_turn_behind_a_replayed_one_knows_what_its_tools_said(serve: Serve) -> None:
+    """Also in a proxy that remembers nothing of the recorded run; secrets are no part of that."""
+
+    def add(x: int, y: int) -> list[Any]:
+        """Add, and say too much."""
+        return [x + y, f"sk-{'a1' * 20}"]
+
+    forgetful = "[conversations]\nstore = false\n"
+    first = Answer("Let me see. ", CALL, "[TRAP][END]")
+    script = [first, Answer("It is 3."), Answer("Yes, 3.")]
+    async with ScriptedUpstream(script) as upstream:
+        async with serve(upstream.url, add, toml=forgetful) as proxy:
+            raw = await ask(proxy, "record")
+            answer = raw.parse().choices[0].message.content
+        async with serve(upstream.url, add, toml=forgetful) as proxy:
+            again = await ask(proxy, "replay")
+            assert again.parse().choices[0].message.content == answer
+            more = [{"role": "assistant", "content": answer}, {"role": "user", "content": "Sure?"}]
+            await ask(proxy, "off", messages=QUESTION + more)
+    *_, written, told, last, sure = upstream.requests[2]["messages"]
+    assert CALL in written["content"]
+    assert told["content"].startswith("[INTR] a [HEAD] [3,")
+    assert "a1a1" not in told["content"]
+    assert "a1a1" in upstream.requests[1]["messages"][-1]["content"]
+    assert (last["content"], sure) == ("It is 3.", more[1])
+
+
 @pytest.mark.parametrize("recorded_as_stream", [True, False])
 async def test_a_recording_serves_streams_and_whole_answers_without_upstream_or_tools(
     serve: Serve, recorded_as_stream: bool
