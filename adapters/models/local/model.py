@@ -209,6 +209,7 @@ class LocalStream:
         self._failure: ModelError | None = None
         self._over = False
         self._closed = False
+        self._keep = False
 
     def __aiter__(self) -> LocalStream:
         return self
@@ -265,11 +266,15 @@ class LocalStream:
         self._prompt_tokens += len(tokens)
         self._loop.inject(self.generation, tokens, self._written, self._new_era())
 
+    def keep(self) -> None:
+        """It is closed next; its cache is left to a prompt that begins like it."""
+        self._keep = True
+
     async def aclose(self) -> None:
-        """End the sequence; its cache is freed before the next step."""
+        """End the sequence; its cache is freed before the next step, unless it may be kept."""
         if not self._closed:
             self._closed = self._over = True
-            self._loop.close(self.generation)
+            self._loop.close(self.generation, keep=self._keep)
             self._arrived.set()
 
     def _hear(self, news: News) -> None:
