@@ -26,6 +26,7 @@ import msgspec
 from asynclm.adapters.models.protocol import (
     Ended,
     InjectableStream,
+    KeepableStream,
     Model,
     ModelError,
     Noted,
@@ -385,6 +386,9 @@ class Driver:
         return cast(InjectableStream, self._open[stream])  # only models that declare `inject` are asked
 
     def _close(self, stream: int, trapped: bool) -> None:
+        opened = self._open.get(stream)
+        if isinstance(opened, KeepableStream) and not self._run.failed:
+            opened.keep()  # for the next answer of a parked run, or the conversation's next turn
         task = self._streams[stream]
         # A stream is often closed for what it has just written, from within its own task: that one ends by itself.
         if task is not asyncio.current_task():

@@ -7,7 +7,7 @@ no module here knows which vendor stands behind it.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -108,6 +108,15 @@ class InjectableStream(Stream, Protocol):
 
     def inject(self, text: str) -> None:
         """Append `text` to the live sequence; the model goes on writing behind it."""
+        ...
+
+
+@runtime_checkable
+class KeepableStream(Protocol):
+    """A stream whose model may remember what it has computed for it."""
+
+    def keep(self) -> None:
+        """It is closed next, but no client has left: a later prompt may well begin like it."""
         ...
 
 

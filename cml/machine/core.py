@@ -79,6 +79,7 @@ class Core(ABC):
         single: bool = False,
     ) -> None:
         self.finished = False
+        self.failed = False  # it ended with an error
         self.parked = False  # the answer has ended, and the run waits for what the client's tools return
         self.transcript: list[Segment] = list(transcript)
         self._policy = policy
@@ -284,6 +285,7 @@ class Core(ABC):
             self._do(EmitText(rest))
 
     def _fail(self, error: RunError) -> None:
+        self.failed = True
         self._do(Note("error", data={"type": error.type, "message": error.message}))
         self._finish("error", error)
 

@@ -106,6 +106,54 @@ async def test_results_go_into_the_live_sequence() -> None:
         assert response.usage.completion_tokens > 30
 
 
+ASK: Any = {
+    "type": "function",
+    "function": {
+        "name": "ask_user",
+        "description": "It.",
+        "parameters": {"type": "object", "properties": {"question": {"type": "string"}}, "required": ["question"]},
+    },
+}
+
+
+async def test_the_client_s_own_tools_and_the_next_answer_begins_where_the_last_one_stopped() -> None:
+    async def look(x: int) -> int:
+        return 7 * x
+
+    async with local(look) as proxy:
+        messages = proxy.task(
+            call("a", "ask_user(question='Sure?')"), call("b", "look(x=3)"), call("c", "look(x=4)", after=("a",))
+        )
+        parked = await proxy.client.chat.completions.create(model="tiny", messages=messages, tools=[ASK])
+        (choice,) = parked.choices
+        assert choice.finish_reason == "tool_calls"
+        (asked,) = choice.message.tool_calls
+        await settled(proxy)
+        assert proxy.loaded.engine.memory().used_tokens > 0  # nobody waits in the engine, but its work is kept
+        back = [choice.message.model_dump(), {"role": "tool", "tool_call_id": asked.id, "content": "yes"}]
+        last = await proxy.client.chat.completions.create(model="tiny", messages=[*messages, *back], tools=[ASK])
+        assert last.choices[0].message.content == "Done."
+        usage = last.usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        assert usage.prompt_tokens_details.cached_tokens is not None
+        assert usage.prompt_tokens_details.cached_tokens >= parked.usage.prompt_tokens
+
+
+async def test_a_conversation_s_next_turn_begins_with_what_is_there_even_if_max_tokens_ended_the_last() -> None:
+    async def tool(x: int) -> int:
+        return x
+
+    async with local(tool) as proxy:
+        messages = proxy.task(answer="word " * 50)
+        for _ in range(2):
+            response = await proxy.client.chat.completions.create(model="tiny", messages=messages, max_tokens=8)
+            assert response.choices[0].finish_reason == "length"
+            await settled(proxy)
+        (load,) = proxy.server.upstreams.load().values()
+        assert load["shared"] > load["computed"] / 2
+
+
 async def settled(proxy: Local) -> None:
     """Until nothing runs in the engine."""
     async with asyncio.timeout(30):

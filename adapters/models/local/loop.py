@@ -180,12 +180,12 @@ class StepLoop:
 
         self._wish(inject, generation)
 
-    def close(self, generation: Generation, *, resumed: bool = False) -> None:
-        """End a generation; its cache is freed before the next step, or kept if it ended by itself, or is going to be
-        `resumed`, by a prompt that begins with what was written. Once for each that was opened.
+    def close(self, generation: Generation, *, keep: bool = False) -> None:
+        """End a generation. Its cache is freed before the next step; unless the answer came to its end, or with `keep`:
+        then it stays for those that begin like it, as long as nobody needs the memory. Once for each that was opened.
         """
         self._open -= 1
-        self._wish(lambda: self._end(generation, keep=generation.over or resumed), generation)
+        self._wish(lambda: self._end(generation, keep=keep or generation.over), generation)
 
     async def aclose(self) -> None:
         """Stop the thread; generations that are open break off."""

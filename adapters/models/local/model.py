@@ -110,7 +110,7 @@ class LocalModel:
         context = min(loaded.engine.context, self._settings.context or loaded.engine.context)
         loop = StepLoop(loaded.engine, loaded.vocabulary.ends, _batching(self._settings), loaded.traps, context)
         loop.start()
-        return _Running(loop, context, loaded.vocabulary, self._settings, resumes=not self._abilities.inject)
+        return _Running(loop, context, loaded.vocabulary, self._settings)
 
     def _prepared(self, running: _Running, request: Request) -> tuple[list[int], Monitor | None]:
         """The prompt, and what says which tokens may follow. In any thread."""
@@ -138,14 +138,11 @@ class LocalModel:
 class _Running:
     """An engine at work."""
 
-    def __init__(
-        self, loop: StepLoop, context: int, vocabulary: Vocabulary, settings: EngineSettings, *, resumes: bool
-    ) -> None:
+    def __init__(self, loop: StepLoop, context: int, vocabulary: Vocabulary, settings: EngineSettings) -> None:
         self.loop = loop
         self.context = context
         self.vocabulary = vocabulary
         self.settings = settings
-        self.resumes = resumes  # a stream that is cut will be gone on with by another
 
     def prompt(self, request: Request) -> list[int]:
         """Its tokens. Raises `ModelError` (400)."""
@@ -212,6 +209,7 @@ class LocalStream:
         self._failure: ModelError | None = None
         self._over = False
         self._closed = False
+        self._keep = False
 
     def __aiter__(self) -> LocalStream:
         return self
@@ -268,11 +266,15 @@ class LocalStream:
         self._prompt_tokens += len(tokens)
         self._loop.inject(self.generation, tokens, self._written, self._new_era())
 
+    def keep(self) -> None:
+        """It is closed next; its cache is left to a prompt that begins like it."""
+        self._keep = True
+
     async def aclose(self) -> None:
-        """End the sequence; its cache is freed before the next step."""
+        """End the sequence; its cache is freed before the next step, unless it may be kept."""
         if not self._closed:
             self._closed = self._over = True
-            self._loop.close(self.generation, resumed=self._running.resumes)
+            self._loop.close(self.generation, keep=self._keep)
             self._arrived.set()
 
     def _hear(self, news: News) -> None:
