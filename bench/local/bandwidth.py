@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any, Final
 
 import torch
 
 from asynclm.adapters.models.local.engine import Engine
 
+from .clock import Clock
 from .results import Bandwidth
 from .steps import plain_steps
 
@@ -17,17 +17,17 @@ _COPIED: Final = {"cuda": 4 << 30, "cpu": 256 << 20}  # bytes; far more than any
 _TIMES: Final = 5
 
 
-def bandwidth(engine: Engine, *, context: int, steps: int) -> Bandwidth | None:
+def bandwidth(engine: Engine, *, context: int, steps: int, clock: Clock) -> Bandwidth | None:
     """Measure one sequence of that length; None for an engine that isn't made of torch's parameters."""
     model: Any = getattr(engine, "_model", None)
     if not isinstance(model, torch.nn.Module):
         return None
     device = next(model.parameters()).device
-    rate = 1 / statistics.median(plain_steps(engine, context, steps))
+    rate = 1 / statistics.median(plain_steps(engine, context, steps, clock=clock))
     return Bandwidth(
         weight_bytes=weight_bytes(model),
         cache_bytes=(context + steps // 2) * engine.memory().bytes_per_token,
-        copy_gb_s=copy_gb_s(device),
+        copy_gb_s=copy_gb_s(device, clock),
         engine_tokens_per_s=rate,
     )
 
@@ -42,17 +42,18 @@ def weight_bytes(model: torch.nn.Module) -> int:
     return sum(everything.values())
 
 
-def copy_gb_s(device: torch.device) -> float:
+def copy_gb_s(device: torch.device, clock: Clock) -> float:
     """Copying on the device: bytes read and written, in 10⁹ a second; the best of several times."""
     source = torch.ones(_COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best = float("inf")
     for _ in range(_TIMES):
         _wait(device)
-        began = time.perf_counter()
-        target.copy_(source)
-        _wait(device)
-        best = min(best, time.perf_counter() - began)
+        began = clock.now()
+        with clock.working():
+            target.copy_(source)
+            _wait(device)
+        best = min(best, clock.now() - began)
     return 2 * source.numel() / best / 1e9
 
 

@@ -222,7 +222,7 @@ async def _measure(args: argparse.Namespace, loaded: Loaded, clock: Clock) -> Lo
                     from .bandwidth import bandwidth
 
                     _say("bandwidth ...")
-                    report.bandwidth = bandwidth(engine, context=min(500, engine.context // 2), steps=20)
+                    report.bandwidth = bandwidth(engine, context=min(500, engine.context // 2), steps=20, clock=clock)
             report.load = [report.load[0], os.getloadavg()[0]]
             _write(args, report)
         return report

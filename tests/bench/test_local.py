@@ -256,7 +256,8 @@ async def test_batches() -> None:
     found = await throughput(engine, 3, prompt=8, tokens=5, rounds=2, late=lambda: False)
     assert [(each.runs, len(each.tokens_per_s)) for each in found] == [(1, 2), (3, 2)]
     beside = await stall(engine, busy_chunk=4, prompt=40, alone=3)
-    assert len(beside.steps_ms) >= 40 // 4
+    assert beside.steps_ms
+    assert any(4 in map(len, step.values()) for step in engine.steps)  # a share of the prompt, beside a token
     assert engine.memory().used_tokens == 0
 
 
