@@ -14,6 +14,7 @@ from flash_on_cpu import Recorded, Waiting, flash_on_cpu
 from tiny_models import CONTEXT, CPU, VOCABULARY, Fresh, engine, stock
 
 from asynclm.adapters.models.local.engine import Feed, OutOfMemoryError, Pick, Sampling
+from asynclm.adapters.models.transformers import build
 from asynclm.adapters.models.transformers.arena import Arena
 from asynclm.adapters.models.transformers.check import decoding_works, replace_attention, varlen_works
 from asynclm.adapters.models.transformers.decoding import Capture, Decoder
@@ -335,6 +336,22 @@ def test_the_check_survives_whatever_goes_wrong(caplog: pytest.LogCaptureFixture
 
     assert not works(stock("llama"), capture)
     assert caplog.text.count("decoding without CUDA graphs") == 1
+
+
+def test_what_is_built_for_a_gpu_is_checked_then_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[Recorded] = []
+
+    def graphs(_device: torch.device) -> Recorded:
+        recorded.append(Recorded())
+        return recorded[-1]
+
+    monkeypatch.setattr(build, "CudaGraphs", graphs)
+    model = stock("llama")
+    layers = replace_attention(model, vocabulary=VOCABULARY, dtype=torch.float32, device=CPU)
+    assert build._try_decoding(model, layers, VOCABULARY, torch.float32, CPU)
+    arena = Arena(layers, tokens=1024, page=256, dtype=torch.float32, device=CPU)
+    assert build._decoder(model, arena, VOCABULARY, torch.float32, CPU).works
+    assert [each.captured for each in recorded] == [3, 5]
 
 
 def test_a_graph_is_never_replayed_on_another_arena() -> None:
