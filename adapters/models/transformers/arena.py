@@ -32,7 +32,10 @@ class Swapped(NamedTuple):
 
 
 class Arena:
-    """Room for `tokens` tokens (rounded down to whole pages of `page`) of layers, by the model's layer numbers."""
+    """Room for `tokens` tokens (rounded down to whole pages of `page`) of layers, by the model's layer numbers.
+
+    `trash` is the first token of one page more, which belongs to no sequence: rows that only fill a pass write there.
+    """
 
     def __init__(
         self, layers: Mapping[int, LayerShape], *, tokens: int, page: int, dtype: torch.dtype, device: torch.device
@@ -43,18 +46,19 @@ class Arena:
         self._filled: dict[int, int] = {}
         self._swapped_tokens = 0
         self.limit = self._pages.total * page
+        self.trash = self.limit
+        size = self.limit + page
         self.bytes_per_token = bytes_per_token(layers.values(), dtype)
         try:
             self.keys = {
-                i: torch.empty(self.limit, s.heads, s.key_width, dtype=dtype, device=device) for i, s in layers.items()
+                i: torch.empty(size, s.heads, s.key_width, dtype=dtype, device=device) for i, s in layers.items()
             }
             self.values = {
-                i: torch.empty(self.limit, s.heads, s.value_width, dtype=dtype, device=device)
-                for i, s in layers.items()
+                i: torch.empty(size, s.heads, s.value_width, dtype=dtype, device=device) for i, s in layers.items()
             }
         except RuntimeError as error:  # torch's own out-of-memory errors are RuntimeErrors
-            size = self.limit * self.bytes_per_token / 2**30
-            raise OutOfMemoryError(f"no room for a KV cache of {self.limit} tokens ({size:.1f} GiB): {error}") from None
+            gib = self.limit * self.bytes_per_token / 2**30
+            raise OutOfMemoryError(f"no room for a KV cache of {self.limit} tokens ({gib:.1f} GiB): {error}") from None
 
     def memory(self) -> Memory:
         """What is in use, in tokens; `used_tokens` counts whole pages, so that limit less used can really be had."""
@@ -138,6 +142,8 @@ class Arena:
     def cut(self, swapped: Swapped, tokens: int) -> Swapped:
         """Only the first `tokens` of what was taken out are needed any more."""
         self._swapped_tokens -= swapped.tokens - tokens
+        if self.device.type == "cuda":  # the copies to the host may still be under way
+            torch.cuda.current_stream(self.device).synchronize()
         return Swapped(tokens, [host[:tokens].clone() for host in swapped.tensors])
 
     def discard(self, swapped: Swapped) -> None:

@@ -50,30 +50,43 @@ class Span(NamedTuple):
     pages: range
 
 
+class Paged(NamedTuple):
+    """Where the sequences of a pass lie, for FlashAttention on pages; int32 tensors. Sequence i has the tokens
+    `bounds[i]` to `bounds[i + 1]` of the pass, and `lengths[i]` in all (`length_bounds` are their sums); its pages are
+    `table[i]`. No sequence has more than `longest_query` tokens in the pass, or more than `longest` in all.
+    """
+
+    bounds: Tensor
+    lengths: Tensor
+    length_bounds: Tensor
+    table: Tensor
+    longest_query: int
+    longest: int
+
+
+class StaticBatch(NamedTuple):
+    """What attention needs to know of a forward pass whose tensors stay and are filled anew (see `decoding`)."""
+
+    arena: Arena
+    slots: Tensor
+    paged: Paged
+
+
 class Batch:
-    """What attention needs to know of a forward pass; what all layers share is made once."""
+    """What attention needs to know of a forward pass; what all layers share is made once. `slots` are where in the
+    arena the tokens of the pass go.
+    """
 
     def __init__(self, arena: Arena, spans: Sequence[Span], *, varlen: bool) -> None:
         self.arena = arena
         self.spans = spans
-        self.varlen = varlen
         slots: list[int] = []
         for span in spans:
             first = span.start + span.past
             slots.extend(range(first, first + span.end - span.begin))
         self.slots = to_device(slots, torch.int64, arena.device)
+        self.paged = _paged(arena, spans) if varlen else None
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
-        if varlen:
-            widest = max(len(span.pages) for span in spans)
-            self.table = to_device(
-                [[*span.pages, *[0] * (widest - len(span.pages))] for span in spans], torch.int32, arena.device
-            )
-            lengths = [span.past + span.end - span.begin for span in spans]
-            self.lengths = to_device(lengths, torch.int32, arena.device)
-            self.length_bounds = to_device([0, *accumulate(lengths)], torch.int32, arena.device)
-            self.bounds = to_device([0, *(span.end for span in spans)], torch.int32, arena.device)
-            self.longest_query = max(span.end - span.begin for span in spans)
-            self.longest = max(lengths)
 
     def mask(self, rows: int, columns: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """[rows, columns] of 0 and -inf: the last row sees the last column, each `window` columns or all before it."""
@@ -108,7 +121,7 @@ def attend(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    asynclm: Batch | Probe | None = None,
+    asynclm: Batch | StaticBatch | Probe | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of packed tokens: `query` [1, heads, tokens, width], `key` and `value` the same with the heads that
@@ -129,8 +142,9 @@ def attend(
     keys, values = arena.keys[layer], arena.values[layer]
     keys.index_copy_(0, batch.slots, key[0].transpose(0, 1))
     values.index_copy_(0, batch.slots, value[0].transpose(0, 1))
-    if batch.varlen:
-        return _by_varlen(batch, query, keys, values, scaling, sliding_window), None
+    if batch.paged is not None:
+        return _by_varlen(arena.page, batch.paged, query, keys, values, scaling, sliding_window), None
+    assert isinstance(batch, Batch)
     keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]  # [1, heads, tokens of the arena, width]
     outputs = [_by_span(batch, span, query, keys, values, scaling, sliding_window) for span in batch.spans]
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
@@ -175,26 +189,39 @@ def _by_span(
     return output.flatten(0, 1)[None]
 
 
+def _paged(arena: Arena, spans: Sequence[Span]) -> Paged:
+    widest = max(len(span.pages) for span in spans)
+    table = [[*span.pages, *[0] * (widest - len(span.pages))] for span in spans]
+    lengths = [span.past + span.end - span.begin for span in spans]
+    return Paged(
+        bounds=to_device([0, *(span.end for span in spans)], torch.int32, arena.device),
+        lengths=to_device(lengths, torch.int32, arena.device),
+        length_bounds=to_device([0, *accumulate(lengths)], torch.int32, arena.device),
+        table=to_device(table, torch.int32, arena.device),
+        longest_query=max(span.end - span.begin for span in spans),
+        longest=max(lengths),
+    )
+
+
 def _by_varlen(
-    batch: Batch, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
+    page: int, paged: Paged, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
 ) -> Tensor:
     """All sequences at once by FlashAttention on the arena's pages (CUDA): [1, tokens, heads, value width]."""
     from torch.nn.attention.varlen import varlen_attn
 
-    page = batch.arena.page
     output = varlen_attn(
         query[0].transpose(0, 1).contiguous(),
         keys.view(-1, page, *keys.shape[1:]),
         values.view(-1, page, *values.shape[1:]),
-        batch.bounds,
-        batch.length_bounds,
-        batch.longest_query,
-        batch.longest,
+        paged.bounds,
+        paged.length_bounds,
+        paged.longest_query,
+        paged.longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=True,
-        seqused_k=batch.lengths,
-        block_table=batch.table,
+        seqused_k=paged.lengths,
+        block_table=paged.table,
     )
     assert isinstance(output, Tensor)
     return output[None]

@@ -21,9 +21,15 @@ from asynclm.adapters.models.local.engine import OutOfMemoryError
 from asynclm.adapters.models.protocol import LoadError
 from asynclm.adapters.models.transformers.arena import Arena, LayerShape, bytes_per_token
 from asynclm.adapters.models.transformers.attention import UnsupportedError
-from asynclm.adapters.models.transformers.check import linears_packed, replace_attention, varlen_works
+from asynclm.adapters.models.transformers.check import (
+    decoding_works,
+    linears_packed,
+    replace_attention,
+    varlen_works,
+)
 from asynclm.adapters.models.transformers.convert import convert_again, converted
 from asynclm.adapters.models.transformers.cores import cores
+from asynclm.adapters.models.transformers.decoding import CudaGraphs, Decoder
 from asynclm.adapters.models.transformers.engine import TransformersEngine
 from asynclm.adapters.models.transformers.load import Loaded, LoadOptions, cache_folder
 from asynclm.adapters.models.transformers.memory import free_bytes
@@ -74,13 +80,17 @@ def build(options: LoadOptions, progress: Callable[[str], None]) -> Loaded:
         if device.type == "cpu" and not linears_packed(model, layers, vocabulary=vocabulary_size, dtype=dtype):
             logger.info("oneDNN's linear layers can't be had here: torch's own are used")
         varlen = device.type == "cuda" and _try_varlen(model, layers, vocabulary_size, dtype, device)
+        decodes = varlen and _try_decoding(model, layers, vocabulary_size, dtype, device)
+        arena = _arena(options.kv_tokens, layers, dtype, device)
+        decoder = _decoder(model, arena, vocabulary_size, dtype, device) if decodes else None
     engine = TransformersEngine(
         model,
-        _arena(options.kv_tokens, layers, dtype, device),
+        arena,
         context=_context(model),
         vocabulary=vocabulary_size,
         description=f"{source.name} in {dtype_name(dtype)} on {_device_name(device, threads)}",
         varlen=varlen,
+        decoder=decoder,
     )
     return Loaded(source.name, engine, vocabulary)
 
@@ -182,6 +192,19 @@ def _try_varlen(
             "FlashAttention on pages doesn't work here: attention runs sequence by sequence, which is slower"
         )
     return works
+
+
+def _try_decoding(
+    model: Any, layers: dict[int, LayerShape], vocabulary: int, dtype: torch.dtype, device: torch.device
+) -> bool:
+    return decoding_works(model, layers, CudaGraphs(device), vocabulary=vocabulary, dtype=dtype, device=device)
+
+
+def _decoder(model: Any, arena: Arena, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Decoder:
+    context = _context(model)
+    decoder = Decoder(model, arena, CudaGraphs(device), context=context, vocabulary=vocabulary, dtype=dtype)
+    decoder.prepare()
+    return decoder
 
 
 def _arena(tokens: int | None, layers: dict[int, LayerShape], dtype: torch.dtype, device: torch.device) -> Arena:

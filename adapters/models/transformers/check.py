@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from asynclm.adapters.models.local.engine import Feed, Sampling
+from asynclm.adapters.models.transformers.agreement import alike
 from asynclm.adapters.models.transformers.arena import Arena, LayerShape
 from asynclm.adapters.models.transformers.attention import NAME, Probe, UnsupportedError
+from asynclm.adapters.models.transformers.decoding import Capture, Decoder
 from asynclm.adapters.models.transformers.engine import TransformersEngine
 from asynclm.adapters.models.transformers.linears import PackedLinears
 
 _TOKENS: Final = 24
 _PIECES: Final = (10, 1, 13)  # a prompt, a token, and a chunk behind a past
 _PAGE: Final = 256
-# How far logits may be off: in float32 the order of sums, in shorter types their few digits.
-_TOLERANCE: Final = {torch.float32: 2e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+_DECODED: Final = (3, 1, 2, 3, 2, 1)  # sequences in passes of one token each: each graph is replayed, too
 _LAYER_TYPES: Final = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -52,7 +53,7 @@ def replace_attention(
             raise UnsupportedError(f"layer {layer} is of type {kind}, but doesn't say so to its attention")
     arena = Arena(probe.layers, tokens=2 * _PAGE, page=_PAGE, dtype=dtype, device=device)
     engine = TransformersEngine(model, arena, context=_TOKENS, vocabulary=vocabulary, description="")
-    if not _alike(_last_logits(engine, tokens), expected, dtype):
+    if not alike(_last_logits(engine, tokens), expected, dtype):
         raise UnsupportedError("its output is another one with the attention of this engine")
     return probe.layers
 
@@ -72,7 +73,48 @@ def varlen_works(
             logits.append(_last_logits(engine, tokens))
     except (ImportError, RuntimeError, TypeError, ValueError):  # not built in, not for this GPU, dtype or width
         return False
-    return _alike(logits[1], logits[0], dtype)
+    return alike(logits[1], logits[0], dtype)
+
+
+def decoding_works(
+    model: Any,
+    layers: dict[int, LayerShape],
+    capture: Capture,
+    *,
+    vocabulary: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> bool:
+    """Whether captured decoding is possible here, and agrees with passes that aren't captured. If not, the log says so.
+
+    FlashAttention on pages works.
+    """
+    arenas = [Arena(layers, tokens=4 * _PAGE, page=_PAGE, dtype=dtype, device=device) for _ in range(2)]
+    decoder = Decoder(model, arenas[1], capture, context=_PAGE, vocabulary=vocabulary, dtype=dtype, most_rows=4)
+    results = []
+    try:
+        for arena, each in zip(arenas, (None, decoder), strict=True):
+            engine = TransformersEngine(
+                model, arena, context=_PAGE, vocabulary=vocabulary, description="", varlen=True, decoder=each
+            )
+            results.append(_decoded_logits(engine, vocabulary))
+        if not all(alike(logits, expected, dtype) for expected, logits in zip(*results, strict=True)):
+            decoder.give_up("the model's output is another one with them")
+    except Exception as error:  # whatever it is, the engine can do without
+        decoder.give_up(f"{type(error).__name__}: {error}")
+    return decoder.works
+
+
+def _decoded_logits(engine: TransformersEngine, vocabulary: int) -> list[Tensor]:
+    sequences = [engine.open(Sampling()) for _ in range(max(_DECODED))]
+    for sequence in sequences:
+        engine.forward([Feed(sequence, [(i * 7919 + sequence) % vocabulary for i in range(sequence * 4)])])
+    logits: list[Tensor] = []
+    for step, count in enumerate(_DECODED):
+        fed = sequences[:count]
+        engine.forward([Feed(sequence, [(step * 104729 + sequence) % vocabulary]) for sequence in fed])
+        logits.extend(engine.logits(sequence) for sequence in fed)
+    return logits
 
 
 def linears_packed(model: Any, layers: dict[int, LayerShape], *, vocabulary: int, dtype: torch.dtype) -> bool:
@@ -92,7 +134,7 @@ def linears_packed(model: Any, layers: dict[int, LayerShape], *, vocabulary: int
         except (AttributeError, RuntimeError, TypeError):  # no such operator, not for this CPU or dtype
             return False
         try:
-            if _alike(compute(), expected, dtype):
+            if alike(compute(), expected, dtype):
                 return True
         except (AttributeError, RuntimeError, TypeError):  # it uses its layers otherwise than by calling them
             pass
@@ -115,8 +157,3 @@ def _last_logits(engine: TransformersEngine, tokens: list[int]) -> Tensor:
         engine.forward([Feed(other, tokens[: piece % 4 + 1]), Feed(sequence, tokens[done : done + piece])])
         done += piece
     return engine.logits(sequence)
-
-
-def _alike(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    spread = expected.std().clamp(min=1e-3)
-    return bool(((logits - expected).abs().max() / spread) < _TOLERANCE.get(dtype, 0.15))

@@ -17,6 +17,7 @@ from torch import Tensor
 from asynclm.adapters.models.local.engine import Feed, Memory, OutOfMemoryError, Pick, Sampled, Sampling
 from asynclm.adapters.models.transformers.arena import Arena, Swapped
 from asynclm.adapters.models.transformers.attention import Batch, Span, to_device
+from asynclm.adapters.models.transformers.decoding import Decoder
 from asynclm.adapters.models.transformers.sampler import Draw, sample
 
 
@@ -37,11 +38,19 @@ class TransformersEngine:
     """An `Engine`. Made by `load.load_engine`.
 
     `model` is a causal language model whose attention is ours; `arena` has its layers. `context` is the most tokens of
-    a sequence. `varlen` says whether all sequences attend in one call (CUDA).
+    a sequence. `varlen` says whether all sequences attend in one call (CUDA); `decoder` runs the passes that it takes.
     """
 
     def __init__(
-        self, model: Any, arena: Arena, *, context: int, vocabulary: int, description: str, varlen: bool = False
+        self,
+        model: Any,
+        arena: Arena,
+        *,
+        context: int,
+        vocabulary: int,
+        description: str,
+        varlen: bool = False,
+        decoder: Decoder | None = None,
     ) -> None:
         self._model: Any = model
         self._arena = arena
@@ -49,6 +58,7 @@ class TransformersEngine:
         self._vocabulary = vocabulary
         self._description = description
         self._varlen = varlen
+        self._decoder = decoder
         self._sequences: dict[int, _Sequence] = {}
         self._opened = 0
 
@@ -186,7 +196,7 @@ class TransformersEngine:
         """Free the model and all sequences. The engine can't be used any more."""
         for sequence in list(self._sequences):
             self.free(sequence)
-        self._model = None
+        self._model = self._decoder = None
         self._arena.keys.clear()
         self._arena.values.clear()
         if self._arena.device.type == "cuda":
@@ -239,8 +249,10 @@ class TransformersEngine:
             spans.append(Span(begin, end, start, past, pages))
             if feed.logits:
                 rows.append(end - 1)
-        # A pass in which each sequence has one token always has the same shapes for the same number of sequences: a
-        # captured CUDA graph for that number could be replayed here, on buffers filled from these lists.
+        if self._decoder is not None and len(tokens) == len(rows) == len(feeds):  # each feed has one token
+            decoded = self._decoder.run(tokens, spans)
+            if decoded is not None:
+                return decoded
         device = self._arena.device
         output = self._model(
             input_ids=to_device([tokens], torch.int64, device),
