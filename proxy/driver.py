@@ -386,7 +386,7 @@ class Driver:
         return cast(InjectableStream, self._open[stream])  # only models that declare `inject` are asked
 
     def _close(self, stream: int, trapped: bool) -> None:
-        opened = self._open.get(stream)
+        opened: object = self._open.get(stream)
         if isinstance(opened, KeepableStream) and not self._run.failed:
             opened.keep()  # for the next answer of a parked run, or the conversation's next turn
         task = self._streams[stream]

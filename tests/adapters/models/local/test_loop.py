@@ -84,8 +84,8 @@ class Reader:
         self.era += 1
         self.loop.pause(self.generation, self.heard, self.era, expected)
 
-    def close(self, *, resumed: bool = False) -> None:
-        self.loop.close(self.generation, resumed=resumed)
+    def close(self, *, keep: bool = False) -> None:
+        self.loop.close(self.generation, keep=keep)
 
 
 @asynccontextmanager
@@ -264,14 +264,14 @@ async def test_what_is_cut_to_be_resumed_is_kept() -> None:
     async with running(engine, kept_tokens=100) as loop:
         first = Reader(loop, engine, list(range(1, 60)))
         await first.read(5)
-        first.close(resumed=True)
+        first.close(keep=True)
         second = Reader(loop, engine, [*first.view, 9, 8, 7])
         await second.read(3)
         assert second.shared >= len(first.view) - 1  # what was drawn last may not have been computed
-        second.close(resumed=True)
+        second.close(keep=True)
         third = Reader(loop, engine, [*range(1, 102)])
         await third.read(1)
-        third.close(resumed=True)  # longer than what is kept
+        third.close(keep=True)  # longer than what is kept
         await settled(loop)
         assert len(engine.sequences) == 1
 
