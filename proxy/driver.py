@@ -347,7 +347,8 @@ class Driver:
                     self._sink.tool_call(wire, name, handed.arguments)
                 case act.CancelCall(call=call):
                     self._detached.discard(call)
-                    self._calls[call].cancel()
+                    if call in self._calls:  # else a fault kept it from being begun
+                        self._calls[call].cancel()
                 case act.SetTimer(seconds=seconds):
                     self._timers.append(self._loop.call_later(seconds, self._tell, ev.TimerFired()))
                 case act.Finish():
@@ -377,7 +378,7 @@ class Driver:
         return opened  # type: ignore[no-any-return]  # only models that declare `inject` are asked
 
     def _close(self, stream: int, trapped: bool) -> None:
-        opened = self._open.get(stream)
+        opened: Any = self._open.get(stream)
         if isinstance(opened, KeepableStream) and not self._run.failed:
             opened.keep()  # for the next answer of a parked run, or the conversation's next turn
         task = self._streams[stream]

@@ -76,7 +76,7 @@ class ScriptedStream:
             if batch:
                 return batch
 
-    def pause(self) -> None:
+    def pause(self, expected: float | None = None) -> None:
         self._paused = True
 
     def inject(self, text: str) -> None:
