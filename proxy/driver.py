@@ -344,7 +344,8 @@ class Driver:
                     self._sink.tool_call(wire, name, handed.arguments)
                 case act.CancelCall(call=call):
                     self._detached.discard(call)
-                    self._calls[call].cancel()
+                    if call in self._calls:  # else a fault kept it from being begun
+                        self._calls[call].cancel()
                 case act.SetTimer(seconds=seconds):
                     self._timers.append(self._loop.call_later(seconds, self._fire, ev.TimerFired()))
                 case act.Finish():

@@ -117,13 +117,18 @@ class Arena:
         self._filled.pop(sequence, None)
 
     def take_out(self, sequence: int) -> Swapped:
-        """Move a sequence's tokens to the host: to pinned memory if they come from a device."""
+        """Move a sequence's tokens to the host: to pinned memory if they come from a device. Raises
+        `OutOfMemoryError`, and they stay where they are.
+        """
         tokens, start = self._filled.get(sequence, 0), self.start(sequence)
         pinned = self.device.type == "cuda"
         hosts = []
         for tensor in self._tensors():
             piece = tensor.narrow(0, start, tokens)
-            host = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=pinned)
+            try:
+                host = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=pinned)
+            except RuntimeError as error:  # torch's own out-of-memory errors are RuntimeErrors
+                raise OutOfMemoryError(f"the host has no room for {tokens} tokens: {error}") from None
             hosts.append(host.copy_(piece, non_blocking=pinned))
         # The copies and whatever writes these pages next are in one stream, in this order: no need to wait.
         self.release(sequence)

@@ -241,6 +241,22 @@ def test_a_swapped_sequence_that_finds_no_room_stays_on_the_host() -> None:
     assert local.memory() == Memory(32, 0, 64, before.bytes_per_token)
 
 
+def test_a_host_without_memory_leaves_a_sequence_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = engine("llama")
+    sequence = local.open(Sampling(temperature=0.0))
+    local.forward([Feed(sequence, tokens(20))])
+
+    def empty(*given: object, **options: object) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", empty)
+        with pytest.raises(OutOfMemoryError, match="the host has no room for 20 tokens"):
+            local.swap_out(sequence)
+    assert local.memory().swapped_tokens == 0
+    assert len(write(local, sequence, 3)) == 3
+
+
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
