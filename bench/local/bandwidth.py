@@ -37,9 +37,12 @@ def weight_bytes(model: torch.nn.Module) -> int:
     everything = {id(each): each.numel() * each.element_size() for each in model.parameters()}
     embedding: Any = getattr(model, "get_input_embeddings", lambda: None)()
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
-    if embedding is not None and (head is None or head.weight is not embedding.weight):
+    if embedding is not None and getattr(head, "weight", None) is not embedding.weight:
         everything.pop(id(embedding.weight), None)
-    return sum(everything.values())
+    size = next(model.parameters()).element_size()
+    layers: list[Any] = [each for each in model.modules() if hasattr(each, "in_features")]
+    packed = [each for each in layers if not hasattr(each, "weight")]
+    return sum(everything.values()) + size * sum(int(each.in_features * each.out_features) for each in packed)
 
 
 def copy_gb_s(device: torch.device, clock: Clock) -> float:

@@ -86,6 +86,7 @@ class Core(ABC):
         self._inject = inject
         self._limits = limits or Limits()
         self._plain = catalog is None
+        self._midway = False  # there is more in the piece of text that is being read
         self._calls = Ledger(catalog, self._limits.max_calls)
         self._calls.reserve(used)
         self._single = single

@@ -134,12 +134,16 @@ class Run(Parking):
         if self._plain:
             self._show(text, stream)
             return
-        for found in stream.write(text):
+        events = stream.write(text)
+        last = len(events) - 1
+        for n, found in enumerate(events):
+            self._midway = n < last
             if type(found) is cml.Text:
                 self._show(found.text, stream)
             else:
                 self._found(found, stream)
             if self._stream is not stream or self.finished:
+                self._midway = False
                 return
         if self._chars > self._limits.max_output_chars:
             self._end("length")
@@ -362,8 +366,8 @@ class Run(Parking):
         if stream is None:
             return False
         # A stream that is cut right behind a block is cut where nothing is open, whatever has come behind it already.
-        if self._inject and not stream.opened:
-            return True  # there is no live sequence yet
+        if self._inject and (self._midway or not stream.opened):
+            return True  # what has come is in the live sequence, all of it; or there is none yet
         return stream.critical and (behind is None or self._inject)
 
     def _wait(

@@ -92,7 +92,9 @@ class Stream:
         self._unclosed = end
 
     def give_id(self, call: cml.Call, id: str) -> None:
-        """Put this id into a call in place of its own, if it has one; its text has not been taken yet."""
+        """Put this id into a call in place of its own, if it has one, as long as its text has not been taken."""
+        if call.end <= self._base:
+            return  # something was told in the middle of a piece of text: it is in the transcript as it was written
         text = "".join(self._raw)
         block = text[: call.end - self._base]
         stop = block.rindex(call.body)
