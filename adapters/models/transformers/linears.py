@@ -93,7 +93,8 @@ class PackedLinears:
     """Replaces the linear layers of a model, and puts them back.
 
     `trial` makes the model compute something. Weights that the model uses elsewhere, too (an output layer that is also
-    the embedding), stay as they are: oneDNN takes them so, and none is in memory twice.
+    the embedding), stay as they are: oneDNN takes them so. The others take memory of the process from then on, where
+    they were pages of a mapped file before, which are the system's to drop.
 
     Raises what torch raises where the operators aren't there, or not for this type of number; the model is as it was.
     """
